@@ -1,0 +1,30 @@
+"""Layer groups: layers with the same cache behaviour and the same block shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+GroupKind = Literal["full", "sliding"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerGroup:
+    """Layers that share one block table per sequence.
+
+    `window` counts the current token: key j is visible to query i iff i - window < j <= i. None for full attention.
+    """
+
+    index: int
+    kind: GroupKind
+    layers: tuple[int, ...]
+    block_size: int  # tokens
+    window: int | None
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    def block_bytes(self, itemsize: int) -> int:
+        """Bytes of one block over all layers of the group."""
+        per_token = self.num_kv_heads * (self.key_dim + self.value_dim) * itemsize
+        return len(self.layers) * self.block_size * per_token

@@ -1,0 +1,36 @@
+"""The engine's options, resolved once and never written to again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Every switch of the engine. `cache_bytes=None` takes a share of the free memory at start."""
+
+    device: str = "cpu"
+    dtype: str = "float32"  # float32, bfloat16, float16 or auto (the checkpoint's own)
+    block_size: int = 16
+    max_batch_tokens: int = 512  # token budget of one step
+    max_sequences: int = 64  # sequences running at once: the batch target
+    cache_bytes: int | None = None
+    num_blocks: int | None = None  # blocks per layer group; overrides cache_bytes (tests, ablation)
+    max_model_len: int | None = None  # never above the model's own limit
+    allow_block_sharing: bool = True
+    use_prefix_sharing: bool = True
+    packed_weights: bool = True  # oneDNN-prepacked linear layers on CPU
+    native_attention: bool = True  # the C kernel on CPU where a compiler exists
+    threads: int | None = None  # torch threads; None leaves torch's choice
+
+    def __post_init__(self) -> None:
+        if self.block_size < 1:
+            raise ConfigError(f"block_size is {self.block_size}; it must be at least 1")
+        if self.max_batch_tokens < 1:
+            raise ConfigError(f"max_batch_tokens is {self.max_batch_tokens}; it must be at least 1")
+        if self.max_sequences < 1:
+            raise ConfigError(f"max_sequences is {self.max_sequences}; it must be at least 1")
+        if self.dtype not in ("float32", "bfloat16", "float16", "auto"):
+            raise ConfigError(f"dtype is {self.dtype!r}; use float32, bfloat16, float16 or auto")

@@ -1,0 +1,100 @@
+"""What the engine gets and what it gives back: requests of token ids in, completions of token ids out.
+
+The engine knows no text: a stop string reaches it as a predicate on token ids (`StopCheck`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+StopCheck = Callable[[int], bool]
+"""Called with every new token id of one sequence, in order; True ends the sequence with this token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens of one request are chosen. Defaults are neutral: greedy, nothing penalised."""
+
+    max_tokens: int = 256
+    temperature: float = 0.0  # 0 means greedy
+    top_k: int = 0  # 0 means off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    seed: int = 0
+    num_samples: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt with its sampling parameters; `num_samples` sequences come out of it.
+
+    `request_id` is unique among the requests now in the engine. `job` tags it for the statistics.
+    `make_stop` builds a fresh predicate for each sequence, or is None when there are no stop strings.
+    """
+
+    request_id: str
+    job: str
+    prompt: Sequence[int]
+    sampling: SamplingParams
+    make_stop: Callable[[], StopCheck] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupCounters:
+    """What one sequence did to the blocks of one layer group."""
+
+    allocated: int = 0  # blocks taken fresh from the pool
+    shared: int = 0  # blocks taken from the cache instead
+    copied: int = 0  # blocks copied because they could not be shared
+    evicted: int = 0  # cached blocks that lost their content to this sequence's allocations
+    evicted_unused: int = 0  # of these, the ones that nobody had taken from the cache
+
+    def __add__(self, other: GroupCounters) -> GroupCounters:
+        return GroupCounters(
+            allocated=self.allocated + other.allocated,
+            shared=self.shared + other.shared,
+            copied=self.copied + other.copied,
+            evicted=self.evicted + other.evicted,
+            evicted_unused=self.evicted_unused + other.evicted_unused,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counters:
+    """What one completion cost. Additive: the sum over a job's completions is the job's total.
+
+    A prompt counts once per request, on sample 0: prompt = cached + computed. The prompt tokens that further
+    samples had to compute are `forked`; tokens computed again after a preemption are `recomputed`.
+    """
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    completion_tokens: int = 0
+    forked_tokens: int = 0
+    recomputed_tokens: int = 0
+    preemptions: int = 0
+    engine_seconds: float = 0.0  # this sequence's share of the steps that it was part of
+    groups: tuple[GroupCounters, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """The end of one sequence. `finish_reason` is stop, length, abort or error."""
+
+    request_id: str
+    job: str
+    sample_index: int
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    stop_token_id: int | None = None  # the EOS or stop token that ended it; not among token_ids
+    cumulative_logprob: float = 0.0
+    error_code: str | None = None
+    error_message: str | None = None
+    counters: Counters = field(default_factory=Counters)

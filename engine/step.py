@@ -1,0 +1,65 @@
+"""What the scheduler hands to the runner, and what comes back: one step, as plain numbers.
+
+A step is one forward pass: some prefill chunks and some decodes together. A decode is a chunk of one token.
+Neither side of this seam knows the other: the scheduler makes no tensors, the runner frees no blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from engine.request import SamplingParams
+
+NULL_BLOCK = 0
+"""Block 0 of every group: never allocated, stands for "not needed here"."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The tokens of one sequence that run in this step.
+
+    |  0 .. start  | start .. start+length |  not yet  |
+    |   computed   |     computed now      |           |
+    """
+
+    sequence_id: int
+    token_ids: Sequence[int]  # prompt + generated so far; read-only, longer than start + length is allowed
+    start: int
+    length: int
+    tables: tuple[Sequence[int], ...]  # per group: block id by absolute block position, NULL_BLOCK where not needed
+    samples: bool  # True when the chunk reaches the end of token_ids: its last row is sampled
+    sampling: SamplingParams
+    sample_index: int
+    prompt_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """Copy one block's content before the forward pass."""
+
+    group: int
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One forward pass. Copies run first, in order."""
+
+    chunks: tuple[Chunk, ...]
+    copies: tuple[BlockCopy, ...] = ()
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(chunk.length for chunk in self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What the runner says of one chunk that samples: a token, or why there is none."""
+
+    sequence_id: int
+    token_id: int
+    logprob: float
+    error: str | None = None  # set when the logits were not finite; token_id is then meaningless

@@ -1,0 +1,62 @@
+"""Settings of the processes, resolved once from `NIGHTMILL_*` variables and frozen. Durations are in seconds.
+
+Tests scale every duration down; nothing in the program sleeps for a literal number.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import platformdirs
+from pydantic import SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_home() -> Path:
+    """The user's state folder: one owner, one database and one broker below it in embedded mode."""
+    return Path(platformdirs.user_state_dir("nightmill"))
+
+
+class Settings(BaseSettings):
+    """Where things are, and how long they may take."""
+
+    model_config = SettingsConfigDict(env_prefix="NIGHTMILL_", frozen=True, extra="ignore")
+
+    # --- places: real mode names both; embedded mode names neither -------------------------------------------
+    broker_url: SecretStr | None = None
+    database_url: SecretStr | None = None
+    home: Path = default_home()
+    redis_prefix: str = "nightmill:"
+
+    # --- protocol ---------------------------------------------------------------------------------------------
+    lease_seconds: float = 60.0
+    heartbeat_seconds: float = 10.0
+    reconcile_seconds: float = 15.0
+    hint_stale_seconds: float = 120.0
+    segment_seconds: float = 5.0
+    segment_rows: int = 256
+    max_shard_attempts: int = 5
+
+    # --- worker -----------------------------------------------------------------------------------------------
+    worker_slots: int = 16
+    worker_stale_seconds: float = 30.0  # a worker silent for longer is not live
+    idle_exit_seconds: float = 10.0
+    restart_backoff_seconds: float = 1.0
+    max_consecutive_restarts: int = 5
+    stop_seconds: float = 5.0
+    engine_factory: str = "jobs.engines:real_engine"  # dotted path; tests name a fake one
+
+    # --- engine (see engine.config.EngineConfig) --------------------------------------------------------------
+    device: str = "cpu"
+    block_size: int = 16
+    max_batch_tokens: int = 512
+    max_sequences: int = 64
+    cache_bytes: int | None = None
+    threads: int | None = None
+    block_sharing: bool = True
+    prefix_sharing: bool = True
+
+    @property
+    def embedded(self) -> bool:
+        """No broker and no database named: this machine runs everything below `home`."""
+        return self.broker_url is None and self.database_url is None

@@ -1,0 +1,53 @@
+"""What can go wrong in storage. Messages say which job, shard or row, and what to do.
+
+StorageError
+├── InputInvalid      the input cannot be read as prompts; has a `code`
+├── OutputConflict    the output directory belongs to another job, or cannot be written
+├── NoSuchJob
+├── JobConflict       the same run key or output with another specification
+├── Fenced            a newer epoch owns the shard or job; stop, delete own files
+├── SchemaOutdated    the database has an older or newer schema than this program
+├── DatabaseDown      SQL cannot be reached; retrying later may help
+└── FileDamaged       a file's sha256 or row count is not what SQL or the manifest says
+"""
+
+
+class StorageError(Exception):
+    """Base of every error that storage raises on purpose."""
+
+
+class InputInvalid(StorageError):
+    """The input cannot be read as prompts. `code`: missing_file, not_parquet, truncated, missing_column, wrong_type,
+    ambiguous_columns, duplicate_id, changed, empty, name_clash."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class OutputConflict(StorageError):
+    """The output directory belongs to another job, or cannot be written."""
+
+
+class NoSuchJob(StorageError):
+    """There is no job with this id."""
+
+
+class JobConflict(StorageError):
+    """A job with the same run key or output exists with another specification."""
+
+
+class Fenced(StorageError):
+    """A newer epoch owns this shard or job: this attempt is over and its files must go."""
+
+
+class SchemaOutdated(StorageError):
+    """The database schema is not the one that this program was written for."""
+
+
+class DatabaseDown(StorageError):
+    """The database cannot be reached now."""
+
+
+class FileDamaged(StorageError):
+    """A file's sha256 or row count is not what SQL or the manifest says."""

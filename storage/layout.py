@@ -1,0 +1,48 @@
+"""Names of files below an output directory. Pure: no I/O. Everything but data/ may change between versions.
+
+OUT/
+  data/part-00000.parquet ...          the data and nothing else
+  manifest.json                        written last; readers trust only it
+  README.md                            how to read the data
+  _meta/metrics/part-00000.parquet     run-dependent columns, same key
+  _meta/errors/part-00000.parquet      input columns + error of rows that failed; can be submitted again
+  _meta/job.json  _meta/stats.json
+  _meta/manifest-0001.json             immutable generations of the manifest
+  _inprogress/owner.json               which job owns OUT
+  _inprogress/plan/plan.parquet        the frozen plan: one row group per shard
+  _inprogress/segments/shard-00042.e3-0007.parquet
+  _inprogress/shards/shard-00042.e3.parquet
+"""
+
+from __future__ import annotations
+
+DATA = "data"
+META = "_meta"
+INPROGRESS = "_inprogress"
+METRICS = f"{META}/metrics"
+ERRORS = f"{META}/errors"
+MANIFEST = "manifest.json"
+README = "README.md"
+JOB_JSON = f"{META}/job.json"
+STATS_JSON = f"{META}/stats.json"
+OWNER = f"{INPROGRESS}/owner.json"
+PLAN = f"{INPROGRESS}/plan/plan.parquet"
+SEGMENTS = f"{INPROGRESS}/segments"
+SHARDS = f"{INPROGRESS}/shards"
+
+
+def part(folder: str, index: int) -> str:
+    """`data/part-00003.parquet`"""
+    return f"{folder}/part-{index:05d}.parquet"
+
+
+def manifest_generation(generation: int) -> str:
+    return f"{META}/manifest-{generation:04d}.json"
+
+
+def segment(shard_idx: int, epoch: int, seq: int) -> str:
+    return f"{SEGMENTS}/shard-{shard_idx:05d}.e{epoch}-{seq:04d}.parquet"
+
+
+def shard_file(shard_idx: int, epoch: int) -> str:
+    return f"{SHARDS}/shard-{shard_idx:05d}.e{epoch}.parquet"

@@ -1,0 +1,199 @@
+"""The values that travel between SQL and the rest of the program. All frozen; none knows how it is stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, NewType
+
+from storage.states import JobState, ShardState
+
+JobId = NewType("JobId", int)
+ShardId = NewType("ShardId", int)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRef:
+    """Which model a job wants. `key` names its queue `m.<key>`: a hash of source, revision and dtype."""
+
+    source: str  # Hub id, local directory or GGUF file
+    revision: str | None
+    dtype: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """What submit knows before planning. `spec` is everything that changes results, as JSON; `spec_hash` its hash."""
+
+    run_key: str  # unique; by default derived from the output directory
+    name: str
+    model: ModelRef
+    input_uri: str
+    input_fingerprint: str
+    output_uri: str  # absolute path of OUT
+    spec: dict[str, Any]
+    spec_hash: str
+    max_shard_attempts: int = 5
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRecord:
+    """What SQL keeps of a frozen plan. `path` is relative to OUT."""
+
+    path: str
+    sha256: str
+    num_rows: int
+    prompt_tokens: int
+    predicted_cached_tokens: int
+    lower_bound_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewShard:
+    """Rows [row_lo, row_hi) of the plan's order, which are row group `idx` of the plan file."""
+
+    idx: int
+    row_lo: int
+    row_hi: int
+    cost_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    id: JobId
+    run_key: str
+    name: str
+    state: JobState
+    model: ModelRef
+    input_uri: str
+    input_fingerprint: str
+    output_uri: str
+    spec: dict[str, Any]
+    spec_hash: str
+    plan: PlanRecord | None
+    rows_total: int
+    rows_succeeded: int
+    rows_errored: int
+    rows_expired: int
+    rows_canceled: int
+    shards_total: int
+    shards_done: int
+    error: str | None
+    cancel_requested: bool
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def rows_done(self) -> int:
+        return self.rows_succeeded + self.rows_errored + self.rows_expired + self.rows_canceled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    id: ShardId
+    job_id: JobId
+    idx: int
+    row_lo: int
+    row_hi: int
+    state: ShardState
+    epoch: int
+    lease_owner: str | None
+    attempts: int
+    crashes: int
+    preemptions: int
+    dispatch_seq: int
+    out_key: str | None
+    out_sha256: str | None
+    out_rows: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hint:
+    """What becomes a Celery message: try to claim this shard. Task id is `{shard_id}.{dispatch_seq}`."""
+
+    job_id: JobId
+    shard_id: ShardId
+    dispatch_seq: int
+    model_key: str
+    model_source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A won claim: the shard as it is now (epoch already raised), and its job."""
+
+    shard: Shard
+    job: Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupStats:
+    """Counters of one layer group; `blocks_peak` and `blocks_mean` are gauges, the rest adds up."""
+
+    index: int
+    kind: str
+    layers: int
+    block_size: int
+    window: int | None
+    blocks_allocated: int = 0
+    blocks_shared: int = 0
+    blocks_copied: int = 0
+    blocks_evicted: int = 0
+    blocks_evicted_unused: int = 0
+    blocks_peak: float = 0.0  # 1/k of a block that k jobs use
+    blocks_mean: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStats:
+    """Counters of some rows (a segment, an attempt, a job). prompt_tokens = cached_tokens + computed_tokens."""
+
+    rows: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    computed_tokens: int = 0
+    completion_tokens: int = 0
+    forked_tokens: int = 0
+    recomputed_tokens: int = 0
+    wasted_tokens: int = 0  # computed by attempts whose rows were not sealed, as far as known
+    preemptions: int = 0
+    engine_seconds: float = 0.0
+    groups: tuple[GroupStats, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One sealed file of finished rows of an attempt. `key` is relative to OUT."""
+
+    seq: int
+    key: str
+    sha256: str
+    rows: int
+    epoch: int
+    succeeded: int = 0
+    errored: int = 0
+    expired: int = 0
+    canceled: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """The answer to a heartbeat: which (shard, epoch) we still hold, and which of their jobs want to be cancelled."""
+
+    held: frozenset[ShardId]
+    cancelled: frozenset[ShardId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    id: str  # node name, e.g. gpu0@host
+    boot_id: str
+    model_key: str
+    model_source: str
+    device: str
+    state: str  # starting, ready, draining, gone
+    heartbeat_age: float  # seconds, on the database's clock

@@ -1,0 +1,46 @@
+"""The state machines of jobs and shards on one page.
+
+Job:    validating -> queued -> in_progress -> finalizing -> completed
+        any open state -> cancelling -> cancelled;  any open state -> failed | expired;  in_progress <-> paused
+Shard:  ready -> queued -> running -> done
+        running -> ready (released, or its lease expired);  ready, running -> dead | split;  any open -> cancelled
+Row:    succeeded | errored | expired | canceled  (once it has ended)
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobState(StrEnum):
+    VALIDATING = "validating"
+    QUEUED = "queued"
+    IN_PROGRESS = "in_progress"
+    PAUSED = "paused"
+    FINALIZING = "finalizing"
+    COMPLETED = "completed"
+    CANCELLING = "cancelling"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+
+class ShardState(StrEnum):
+    READY = "ready"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    SPLIT = "split"
+    DEAD = "dead"
+    CANCELLED = "cancelled"
+
+
+class RowStatus(StrEnum):
+    SUCCEEDED = "succeeded"
+    ERRORED = "errored"
+    EXPIRED = "expired"
+    CANCELED = "canceled"
+
+
+JOB_FINAL = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED})
+SHARD_OPEN = frozenset({ShardState.READY, ShardState.QUEUED, ShardState.RUNNING})
