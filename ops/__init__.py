@@ -1,0 +1,1 @@
+"""Operations: demo models and data, benchmarks. Never part of the installed program."""

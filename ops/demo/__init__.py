@@ -1,0 +1,1 @@
+"""The demo: its models, its input, and the one run that `make demo` shows."""
