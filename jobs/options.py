@@ -1,0 +1,111 @@
+"""What a submission asks for, as one frozen value, and which part of it decides the results."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jobs.sampling import SEED_LIMIT, Sampling
+
+Order = Literal["prefix", "input", "longest"]
+OnTooLong = Literal["error", "truncate-left", "truncate-right"]
+Resume = Literal["if_possible", "always", "never"]
+
+# About five minutes of a small model on a few CPU cores (some 200 tokens/s), less than a minute lost when a worker
+# dies on a fast GPU. Fast workers may want more: a shard costs a message, a claim and a commit, well below a second.
+SHARD_TOKENS = 65_536
+SHARD_ROWS = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitOptions:
+    """One submission. Rows may override `sampling`; `seed=None` derives the job's seed from specification and input.
+
+    `keep_columns=None` passes every input column through. `shard_tokens` counts computed prompt tokens plus the most
+    tokens that may be generated. `resume`: attach to the job of this output folder if there is one, only if there is
+    one, or never.
+    """
+
+    inputs: tuple[str, ...]
+    output: Path
+    model: str
+    model_revision: str | None = None
+    prompt_column: str | None = None
+    messages_column: str | None = None
+    id_column: str | None = None
+    system_prompt: str | None = None
+    raw_prompt: bool = False
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int | None = None
+    limit: int | None = None
+    on_too_long: OnTooLong = "error"
+    keep_columns: tuple[str, ...] | None = None
+    order: Order = "prefix"
+    shard_tokens: int = SHARD_TOKENS
+    shard_rows: int = SHARD_ROWS
+    name: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    resume: Resume = "if_possible"
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a value that cannot be honoured."""
+        if not self.inputs:
+            raise ValueError("no input is named; give at least one Parquet file, directory or glob")
+        if self.prompt_column and self.messages_column:
+            raise ValueError("--prompt-column and --messages-column exclude each other; a row has one prompt")
+        if self.system_prompt and self.raw_prompt:
+            raise ValueError("--system-prompt needs the chat template that --raw-prompt turns off; use one of them")
+        if self.seed is not None and not 0 <= self.seed < SEED_LIMIT:
+            raise ValueError(f"--seed is {self.seed}; it must be from 0 to {SEED_LIMIT - 1}")
+        for flag, value in (
+            ("--limit", self.limit),
+            ("--shard-tokens", self.shard_tokens),
+            ("--shard-rows", self.shard_rows),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{flag} is {value}; it must be at least 1")
+
+    def spec(self, model_key: str) -> dict[str, Any]:
+        """Everything here that changes results, JSON-ready. Order, shards, names and engine options do not."""
+        return {
+            "model": self.model,
+            "model_revision": self.model_revision,
+            "model_key": model_key,
+            "prompt_column": self.prompt_column,
+            "messages_column": self.messages_column,
+            "id_column": self.id_column,
+            "system_prompt": self.system_prompt,
+            "raw_prompt": self.raw_prompt,
+            "sampling": self.sampling.as_spec(),
+            "seed": self.seed,
+            "limit": self.limit,
+            "on_too_long": self.on_too_long,
+            "keep_columns": None if self.keep_columns is None else sorted(self.keep_columns),
+        }
+
+
+def hash_spec(spec: Mapping[str, Any]) -> str:
+    """sha256 of the canonical JSON of a specification."""
+    return hashlib.sha256(json.dumps(spec, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two specifications, as `key: old -> new`, one level down into the sampling options."""
+    changes = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changes += changed_keys(before, after)
+        elif before != after:
+            changes.append(f"{key}: {before!r} -> {after!r}")
+    return changes
+
+
+def derive_seed(*parts: object) -> int:
+    """A seed (63 bits) that is a pure function of the parts: equal on every machine and in every order of rows."""
+    text = "\0".join(str(part) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

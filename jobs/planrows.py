@@ -1,0 +1,57 @@
+"""Rows of the frozen plan, ready to become requests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+
+from engine.request import SamplingParams
+from jobs.sampling import Sampling
+from storage.parquet.schema import PASS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRow:
+    """One row of a plan. A row with an `error_code` never reaches the engine; its `token_ids` may be empty.
+
+    `sampling.seed` is the row's effective seed, which is `seed`. `passed` has the pass-through columns under their
+    own names.
+    """
+
+    row_index: int
+    custom_id: str
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stops: tuple[str, ...]
+    seed: int
+    error_code: str | None
+    error_message: str | None
+    passed: dict[str, Any]
+
+
+def plan_rows(table: pa.Table, defaults: Sampling) -> Iterator[PlanRow]:
+    """The rows of (a part of) a plan, in its order. `defaults`: `Sampling.from_spec(job.spec["sampling"])`."""
+
+    @lru_cache(maxsize=1024)  # most rows of a job have few distinct overrides
+    def sampling_of(overrides: str | None) -> Sampling:
+        return defaults if overrides is None else defaults.overridden(json.loads(overrides))
+
+    for batch in table.to_batches(max_chunksize=256):  # Python values of a few rows at a time
+        for row in batch.to_pylist():
+            sampling = sampling_of(row["sampling"])
+            yield PlanRow(
+                row_index=row["row_index"],
+                custom_id=row["custom_id"],
+                token_ids=tuple(row["prompt_token_ids"] or ()),
+                sampling=replace(sampling.params, seed=row["seed"]),
+                stops=sampling.stop,
+                seed=row["seed"],
+                error_code=row["error_code"],
+                error_message=row["error_message"],
+                passed={name.removeprefix(PASS): value for name, value in row.items() if name.startswith(PASS)},
+            )
