@@ -6,15 +6,18 @@ OUT/
   README.md                            how to read the data
   _meta/metrics/part-00000.parquet     run-dependent columns, same key
   _meta/errors/part-00000.parquet      input columns + error of rows that failed; can be submitted again
+  _meta/owner.json                     which job owns OUT; stays when _inprogress is swept
   _meta/job.json  _meta/stats.json
   _meta/manifest-0001.json             immutable generations of the manifest
-  _inprogress/owner.json               which job owns OUT
   _inprogress/plan/plan.parquet        the frozen plan: one row group per shard
   _inprogress/segments/shard-00042.e3-0007.parquet
   _inprogress/shards/shard-00042.e3.parquet
+  _inprogress/publish.e2/              parts of the publisher with epoch 2, until they are moved into place
 """
 
 from __future__ import annotations
+
+from pathlib import PurePosixPath
 
 DATA = "data"
 META = "_meta"
@@ -25,7 +28,7 @@ MANIFEST = "manifest.json"
 README = "README.md"
 JOB_JSON = f"{META}/job.json"
 STATS_JSON = f"{META}/stats.json"
-OWNER = f"{INPROGRESS}/owner.json"
+OWNER = f"{META}/owner.json"
 PLAN = f"{INPROGRESS}/plan/plan.parquet"
 SEGMENTS = f"{INPROGRESS}/segments"
 SHARDS = f"{INPROGRESS}/shards"
@@ -46,3 +49,14 @@ def segment(shard_idx: int, epoch: int, seq: int) -> str:
 
 def shard_file(shard_idx: int, epoch: int) -> str:
     return f"{SHARDS}/shard-{shard_idx:05d}.e{epoch}.parquet"
+
+
+def publish_folder(epoch: int) -> str:
+    return f"{INPROGRESS}/publish.e{epoch}"
+
+
+def is_safe_key(key: str) -> bool:
+    """Does `key` name something below its root: relative, no `..`, no empty step, nothing a shell or OS reads else?"""
+    path = PurePosixPath(key)
+    plain = not any(character in key for character in "\\\0") and str(path) == key
+    return plain and not path.is_absolute() and path.parts != () and ".." not in path.parts

@@ -6,6 +6,13 @@ A segment and a shard file hold data and metrics columns together; the publisher
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from storage.errors import InputInvalid
+from storage.states import RowStatus
+
+SCHEMA_VERSION = 1
+"""Of the published data set; raised when a reader of an older one would misread it."""
 
 TOKENS = pa.list_(pa.int32())
 
@@ -74,3 +81,56 @@ def plan_schema(passed: pa.Schema) -> pa.Schema:
 def result_schema(passed: pa.Schema) -> pa.Schema:
     """Schema of segments and shard files: pass-through, data and metrics columns."""
     return pa.schema([*(field.with_name(PASS + field.name) for field in passed), *DATA_FIELDS, *METRIC_FIELDS])
+
+
+ERROR_FIELDS = [
+    pa.field("custom_id", pa.string(), nullable=False),
+    pa.field("error_code", pa.string()),
+    pa.field("error_message", pa.string()),
+]
+"""What `_meta/errors` adds to the input columns: the id in front, the error behind."""
+
+RETRIED = frozenset({"error_code", "error_message"})
+"""Columns of `_meta/errors` that submit drops, so that these files can be submitted again."""
+
+STATUS_VALUES = pa.array([status.value for status in RowStatus], pa.string())
+
+
+def data_schema(passed: pa.Schema) -> pa.Schema:
+    """Schema of data parts: the input's columns, then ours."""
+    return pa.schema([*passed, *DATA_FIELDS])
+
+
+def metrics_schema() -> pa.Schema:
+    """Schema of metrics parts: the key, then what may differ between two runs of the same job."""
+    return pa.schema([*(field for field in DATA_FIELDS if field.name in KEY), *METRIC_FIELDS])
+
+
+def errors_schema(passed: pa.Schema) -> pa.Schema:
+    """Schema of errors parts: what can be submitted again."""
+    return pa.schema([ERROR_FIELDS[0], *passed, *ERROR_FIELDS[1:]])
+
+
+def check_names(passed: pa.Schema) -> None:
+    """Raise InputInvalid('name_clash') when a pass-through column has the name of an output column, in any case."""
+    ours = {field.name for field in (*DATA_FIELDS, *METRIC_FIELDS)}
+    clashes = [name for name in passed.names if name.lower() in ours]
+    if clashes:
+        raise InputInvalid(
+            "name_clash",
+            f"the input columns {', '.join(map(repr, clashes))} would clash with output columns; "
+            "rename them or leave them out with --keep-columns",
+        )
+
+
+def decode(field: pa.Field) -> pa.Field:
+    """The field without dictionary encoding: what is sorted, merged and compared."""
+    return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
+def encode_status(table: pa.Table) -> pa.Table:
+    """The table with its plain `status` as a dictionary of all statuses, always the same one."""
+    position = table.schema.get_field_index("status")
+    indices = pc.index_in(table["status"].combine_chunks(), STATUS_VALUES).cast(pa.int8())
+    field = next(field for field in DATA_FIELDS if field.name == "status")
+    return table.set_column(position, field, pa.DictionaryArray.from_arrays(indices, STATUS_VALUES))
