@@ -1,0 +1,56 @@
+"""The frame around every command: one typer application, and one place where an error becomes a message and a code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+from jobs.cli import inspect, operate, processes, submit
+from jobs.exits import Exit, explain, table
+
+HELP = "Offline LLM batch processor: Parquet in, hybrid-cache engine, Parquet out, exactly once."
+EPILOG = "\n\n".join(["Exit codes:", *(line.strip() for line in table().splitlines())])
+
+
+def build() -> typer.Typer:
+    """The application with all commands."""
+    app = typer.Typer(
+        name="nightmill",
+        help=HELP,
+        epilog=EPILOG,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def options(
+        debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may stand anywhere.")] = False,
+    ) -> None:
+        """Hold the options of all commands; `main` reads --debug itself, since it may follow the command."""
+
+    for group in (submit, inspect, processes, operate):
+        group.add_to(app)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code; a known error becomes one message on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        build()(args=arguments, prog_name="nightmill")
+    except Exception as error:
+        failure = explain(error)
+        if failure is None or debug:
+            raise
+        sys.stderr.write(f"nightmill: {failure.message}\n")
+        sys.exit(failure.code)
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+    sys.exit(Exit.DONE)

@@ -1,0 +1,132 @@
+"""Commands that look at jobs: list, status, watch, results, stats; and cancel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from jobs import report
+from jobs.cli import place, terminal
+from jobs.exits import Interrupted, UsageError, of_job
+
+if TYPE_CHECKING:
+    from storage.repository import Repository
+
+JobArgument = Annotated[int, typer.Argument(metavar="JOB", help="The id that submit printed.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="JSON also on a terminal.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command("list")(list_jobs)
+    for command in (status, watch, cancel, results, stats):
+        app.command()(command)
+
+
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, help="At most so many jobs.")] = 100,
+    json: JsonOption = False,
+) -> None:
+    """List the jobs, newest first."""
+    with place.repository() as repository:
+        rows = [report.summary(job) for job in repository.list_jobs(limit)]
+    columns = ["job", "name", "state", "model", "rows", "done", "errored", "output"]
+    terminal.write_rows(rows, columns, as_json=json or not terminal.is_terminal())
+
+
+def status(job: JobArgument, json: JsonOption = False) -> None:
+    """Say where a job stands, and which process is missing if it cannot go on."""
+    with place.repository() as repository:
+        told = tell_status(repository, job)
+    if json or not terminal.is_terminal():
+        terminal.write_json(told)
+    else:
+        rows = [{"what": name, "value": value} for name, value in told.items()]
+        terminal.write_rows(rows, ["what", "value"], as_json=False)
+    for line in told["missing"]:
+        terminal.say(line)
+
+
+def tell_status(repository: Repository, job_id: int) -> dict[str, Any]:
+    """The object of `status --json`. Raises NoSuchJob."""
+    from storage.records import JobId
+
+    job = repository.get_job(JobId(job_id))
+    shards = repository.shards(job.id)
+    sealed = {
+        shard.id: sum(segment.rows for segment in repository.segments(shard.id))
+        for shard in shards
+        if shard.state == "running"
+    }
+    missing = place.missing(repository, job, shards)
+    return report.status(job, shards, sealed, repository.job_stats(job.id), missing)
+
+
+def watch(
+    job: JobArgument,
+    timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds (exit 124).")] = None,
+) -> None:
+    """Follow a job until it ends; a bar on a terminal, JSON lines in a pipe. Ctrl-C leaves the job alone."""
+    from jobs import progress
+    from storage.records import JobId
+
+    tell = None if terminal.is_terminal() else lambda moment: terminal.write_json(moment.as_line())
+    with place.repository() as repository:
+        try:
+            ended = progress.follow(
+                repository, JobId(job), poll_seconds=place.settings().watch_seconds, timeout=timeout, tell=tell
+            )
+        except KeyboardInterrupt:
+            raise Interrupted(f"job {job} goes on; follow it with: nightmill watch {job}") from None
+    raise typer.Exit(of_job(ended))
+
+
+def cancel(job: JobArgument) -> None:
+    """Cancel a job; rows that are done are kept and published."""
+    from storage.records import JobId
+
+    with place.repository() as repository:
+        state = repository.request_cancel(JobId(job)).state
+    terminal.say(f"job {job} is {state.value}")
+
+
+def results(
+    job: JobArgument,
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
+    errors: Annotated[bool, typer.Option("--errors", help="Only rows that failed.")] = False,
+    format: Annotated[str | None, typer.Option(help="table, jsonl or parquet.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.")] = None,
+) -> None:
+    """Print the published rows of a job: a table on a terminal, JSON lines in a pipe. Reads what the manifest lists."""
+    from jobs.results import Results
+    from storage.records import JobId
+
+    wanted = format or ("jsonl" if to or not terminal.is_terminal() else "table")
+    if wanted not in ("table", "jsonl", "parquet"):
+        raise UsageError(f"--format is {wanted!r}; use table, jsonl or parquet")
+    if wanted == "parquet" and to is None:
+        raise UsageError("--format parquet needs --to FILE")
+    with place.repository() as repository:
+        found = Results.of(repository.get_job(JobId(job)), errors_only=errors, limit=limit)
+    if to is not None:
+        rows = found.write_parquet(to) if wanted == "parquet" else found.write_jsonl(to)
+        terminal.say(f"{rows} rows written to {to}")
+    else:
+        terminal.write_rows(found.rows(), found.table_columns, as_json=wanted == "jsonl")
+
+
+def stats(job: JobArgument, json: JsonOption = False) -> None:
+    """Print what a job cost and what the cache saved, over all and for each layer group."""
+    from storage.records import JobId
+
+    with place.repository() as repository:
+        found = repository.get_job(JobId(job))
+        told = report.statistics(found, repository.job_stats(found.id))
+    if json or not terminal.is_terminal():
+        terminal.write_json(told)
+        return
+    overall = [{"counter": name, "value": value} for name, value in told.items() if name not in ("job", "groups")]
+    terminal.write_rows(overall, ["counter", "value"], as_json=False, title=f"job {job}")
+    columns = list(told["groups"][0]) if told["groups"] else ["kind"]
+    terminal.write_rows(told["groups"], columns, as_json=False, title="layer groups")

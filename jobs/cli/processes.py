@@ -1,0 +1,51 @@
+"""Commands that run until they are stopped: worker, reconciler, flower."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from jobs.cli import place
+
+
+def add_to(app: typer.Typer) -> None:
+    for command in (worker, reconciler, flower):
+        app.command()(command)
+
+
+def worker(
+    model: Annotated[
+        str | None, typer.Option(help="Serve this model only; otherwise the oldest waiting job's.")
+    ] = None,
+    gpus: Annotated[str | None, typer.Option(help="One child per GPU: all, or indices or UUIDs with commas.")] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device, cpu or cuda [NIGHTMILL_DEVICE].")] = None,
+) -> None:
+    """Serve shards: one process, one device, one model, one engine."""
+    settings = place.settings()
+    if device is not None:
+        settings = settings.model_copy(update={"device": device})
+    if gpus is not None:
+        from jobs.launcher import run_launcher
+
+        raise typer.Exit(run_launcher(settings, gpus=gpus, model=model))
+    from jobs.worker import run_worker
+
+    raise typer.Exit(run_worker(settings, model=model))
+
+
+def reconciler() -> None:
+    """Send waiting shards to the broker, end expired leases, publish finished jobs. A second one is harmless."""
+    from jobs.reconciler import run_reconciler
+
+    raise typer.Exit(run_reconciler(place.settings()))
+
+
+def flower(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 5555,
+) -> None:
+    """Show the shards live in Flower: on 127.0.0.1, read-only, on the same broker."""
+    from jobs.monitor.flower import run_flower
+
+    found = place.find()
+    raise typer.Exit(run_flower(found.broker_url, prefix=found.settings.redis_prefix, port=port))

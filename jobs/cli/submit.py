@@ -1,0 +1,120 @@
+"""`nightmill submit`: plan a job, put it in the queue, and wait for it where this machine runs everything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from jobs.cli.run import Run, submit_and_wait
+from jobs.exits import UsageError
+
+INPUT, SAMPLING, PLAN, ENGINE, CONTROL = "Input", "Sampling", "Plan", "Engine (embedded mode)", "Control"
+
+
+def add_to(app: typer.Typer) -> None:
+    app.command()(submit)
+
+
+def flag(*names: str, help: str, panel: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, **more)
+
+
+# The parameters are the flags, so there are many; what they mean is settled in jobs.options and jobs.sampling.
+def submit(
+    inputs: Annotated[list[str], typer.Argument(metavar="IN...", help="Parquet files, directories or globs.")],
+    output: Annotated[Path, flag("--output", "-o", help="Output directory; new, or of the same job.", panel=INPUT)],
+    model: Annotated[str, flag("--model", "-m", help="Hub id, local directory or GGUF file.", panel=INPUT)],
+    model_revision: Annotated[str | None, flag(help="Branch, tag or commit on the Hub.", panel=INPUT)] = None,
+    prompt_column: Annotated[str | None, flag(help="Column of prompts [prompt].", panel=INPUT)] = None,
+    messages_column: Annotated[str | None, flag(help="Column of chats [messages].", panel=INPUT)] = None,
+    id_column: Annotated[str | None, flag(help="Column of unique row names [custom_id].", panel=INPUT)] = None,
+    system_prompt: Annotated[str | None, flag(help="Put before every chat.", panel=INPUT)] = None,
+    raw_prompt: Annotated[
+        bool, flag("--raw-prompt", help="Prompts as they are, no chat template.", panel=INPUT)
+    ] = False,
+    limit: Annotated[int | None, flag(help="Only the first rows.", panel=INPUT)] = None,
+    max_tokens: Annotated[int | None, flag(help="New tokens per row [256].", panel=SAMPLING)] = None,
+    temperature: Annotated[float | None, flag(help="0 is greedy [0].", panel=SAMPLING)] = None,
+    top_p: Annotated[float | None, flag(help="[1]", panel=SAMPLING)] = None,
+    top_k: Annotated[int | None, flag(help="0 is off [0].", panel=SAMPLING)] = None,
+    min_p: Annotated[float | None, flag(help="[0]", panel=SAMPLING)] = None,
+    repetition_penalty: Annotated[float | None, flag(help="[1]", panel=SAMPLING)] = None,
+    presence_penalty: Annotated[float | None, flag(help="[0]", panel=SAMPLING)] = None,
+    frequency_penalty: Annotated[float | None, flag(help="[0]", panel=SAMPLING)] = None,
+    stop: Annotated[list[str] | None, flag(help="End at this text; may be repeated.", panel=SAMPLING)] = None,
+    stop_token_ids: Annotated[
+        list[int] | None, flag("--stop-token-id", help="End at this token; may be repeated.", panel=SAMPLING)
+    ] = None,
+    ignore_eos: Annotated[bool, flag("--ignore-eos", help="Go on to --max-tokens.", panel=SAMPLING)] = False,
+    n: Annotated[int | None, flag("--n", help="Samples per row [1].", panel=SAMPLING)] = None,
+    seed: Annotated[int | None, flag(help="Of the job [derived from input and options].", panel=SAMPLING)] = None,
+    order: Annotated[
+        Literal["prefix", "input", "longest"], flag(help="Order of work; results are in input order.", panel=PLAN)
+    ] = "prefix",
+    shard_tokens: Annotated[int | None, flag(help="Tokens per shard.", panel=PLAN)] = None,
+    dry_run: Annotated[bool, flag("--dry-run", help="Check and plan everything, submit nothing.", panel=PLAN)] = False,
+    device: Annotated[str | None, flag(help="cpu or cuda [NIGHTMILL_DEVICE].", panel=ENGINE)] = None,
+    max_sequences: Annotated[int | None, flag(help="Sequences at once.", panel=ENGINE)] = None,
+    max_batch_tokens: Annotated[int | None, flag(help="Tokens of one step.", panel=ENGINE)] = None,
+    no_block_sharing: Annotated[
+        bool, flag("--no-block-sharing", help="No block serves two sequences.", panel=ENGINE)
+    ] = False,
+    no_prefix_sharing: Annotated[
+        bool, flag("--no-prefix-sharing", help="No prefill is skipped.", panel=ENGINE)
+    ] = False,
+    name: Annotated[str | None, flag(help="A name for lists.", panel=CONTROL)] = None,
+    wait: Annotated[bool, flag("--wait", help="Wait for the end (embedded mode always does).", panel=CONTROL)] = False,
+    wait_timeout: Annotated[float | None, flag(help="Wait so many seconds at most (exit 124).", panel=CONTROL)] = None,
+) -> None:
+    """Submit a job: Parquet in, Parquet out. The same command again resumes or attaches.
+
+    The plan is printed on stderr, the job id on stdout.
+    """
+    from jobs.options import SHARD_TOKENS, SubmitOptions
+    from jobs.sampling import Sampling, check_overrides
+
+    sampling = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "stop": stop or None,
+        "stop_token_ids": stop_token_ids or None,
+        "ignore_eos": ignore_eos or None,
+        "n": n,
+    }
+    engine = {
+        "device": device,
+        "max_sequences": max_sequences,
+        "max_batch_tokens": max_batch_tokens,
+        "block_sharing": False if no_block_sharing else None,
+        "prefix_sharing": False if no_prefix_sharing else None,
+    }
+    try:
+        options = SubmitOptions(
+            inputs=tuple(inputs),
+            output=output,
+            model=model,
+            model_revision=model_revision,
+            prompt_column=prompt_column,
+            messages_column=messages_column,
+            id_column=id_column,
+            system_prompt=system_prompt,
+            raw_prompt=raw_prompt,
+            sampling=Sampling().overridden(check_overrides(sampling)),
+            seed=seed,
+            limit=limit,
+            order=order,
+            shard_tokens=SHARD_TOKENS if shard_tokens is None else shard_tokens,
+            name=name,
+        )
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    given = {name: value for name, value in engine.items() if value is not None}
+    raise typer.Exit(submit_and_wait(Run(options, given, dry_run=dry_run, wait=wait, wait_timeout=wait_timeout)))

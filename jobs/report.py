@@ -1,0 +1,146 @@
+"""What a job's records mean to a reader: counts that add up, statistics, and which process is missing.
+
+Pure functions from records to plain values; the commands print them as a table or as JSON.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from storage.records import GroupStats, Job, RunStats, Shard, ShardId, WorkerRecord
+from storage.states import JOB_FINAL, SHARD_OPEN, ShardState
+
+
+def row_counts(job: Job, shards: Sequence[Shard], sealed: Mapping[ShardId, int]) -> dict[str, int]:
+    """Rows by status; total = pending + running + succeeded + errored + expired + canceled, whatever was read when.
+
+    `sealed` has the sealed rows of each running shard. Records are read one after another while workers go on, so
+    what has ended is trusted first, then what runs; the rest is pending.
+    """
+    left = max(0, job.rows_total - job.rows_done)
+    open_rows = sum(
+        (shard.num_outputs or shard.row_hi - shard.row_lo) - sealed.get(shard.id, 0)
+        for shard in shards
+        if shard.state == ShardState.RUNNING
+    )
+    running = 0 if job.state in JOB_FINAL else min(left, max(0, open_rows))
+    return {
+        "total": max(job.rows_total, job.rows_done),
+        "pending": left - running,
+        "running": running,
+        "succeeded": job.rows_succeeded,
+        "errored": job.rows_errored,
+        "expired": job.rows_expired,
+        "canceled": job.rows_canceled,
+    }
+
+
+def shard_counts(shards: Sequence[Shard]) -> dict[str, int]:
+    """Shards by state, states without a shard left out."""
+    counts = {state.value: sum(shard.state == state for shard in shards) for state in ShardState}
+    return {state: count for state, count in counts.items() if count}
+
+
+def summary(job: Job) -> dict[str, Any]:
+    """One job as one line of `nightmill list`."""
+    return {
+        "job": int(job.id),
+        "name": job.name,
+        "state": job.state.value,
+        "model": job.model.source,
+        "rows": job.rows_total,
+        "done": job.rows_done,
+        "errored": job.rows_errored,
+        "output": job.output_uri,
+        "created_at": _time(job.created_at),
+    }
+
+
+def status(
+    job: Job, shards: Sequence[Shard], sealed: Mapping[ShardId, int], stats: RunStats, missing: Sequence[str]
+) -> dict[str, Any]:
+    """Everything that `nightmill status` says about a job."""
+    return {
+        **summary(job),
+        "input": job.input_uri,
+        "counts": row_counts(job, shards, sealed),
+        "shards": shard_counts(shards),
+        "hit_rate": hit_rate(stats),
+        "started_at": _time(job.started_at),
+        "finished_at": _time(job.finished_at),
+        "cancel_requested": job.cancel_requested,
+        "error": job.error,
+        "missing": list(missing),
+    }
+
+
+def hit_rate(stats: RunStats) -> float | None:
+    """Share of prompt tokens that came from the cache; None before the first prompt."""
+    return stats.cached_tokens / stats.prompt_tokens if stats.prompt_tokens else None
+
+
+def tokens_per_second(stats: RunStats) -> float | None:
+    """New tokens per second of engine time; None before the first step."""
+    return stats.completion_tokens / stats.engine_seconds if stats.engine_seconds else None
+
+
+def statistics(job: Job, stats: RunStats) -> dict[str, Any]:
+    """The object of `nightmill stats --json`. prompt_tokens = cached_tokens + computed_tokens."""
+    return {
+        "job": int(job.id),
+        "rows": stats.rows,
+        "prompt_tokens": stats.prompt_tokens,
+        "cached_tokens": stats.cached_tokens,
+        "computed_tokens": stats.computed_tokens,
+        "completion_tokens": stats.completion_tokens,
+        "forked_tokens": stats.forked_tokens,
+        "recomputed_tokens": stats.recomputed_tokens,
+        "wasted_tokens": stats.wasted_tokens,
+        "engine_seconds": stats.engine_seconds,
+        "tokens_per_second": tokens_per_second(stats),
+        "hit_rate": hit_rate(stats),
+        "groups": [_group(group) for group in stats.groups],
+    }
+
+
+def _group(group: GroupStats) -> dict[str, Any]:
+    return {
+        "kind": group.kind,
+        "layers": group.layers,
+        "block_size": group.block_size,
+        "window": group.window,
+        "blocks_allocated": group.blocks_allocated,
+        "blocks_shared": group.blocks_shared,
+        "blocks_copied": group.blocks_copied,
+        "blocks_evicted": group.blocks_evicted,
+        "blocks_peak": group.blocks_peak,
+        "blocks_mean": group.blocks_mean,
+    }
+
+
+def missing_processes(
+    job: Job, shards: Sequence[Shard], workers: Sequence[WorkerRecord], *, embedded: bool, owner_alive: bool
+) -> list[str]:
+    """What has to be started before this job can go on, each with its command; empty when nothing is missing.
+
+    `workers` are the live ones.
+    """
+    if job.state in JOB_FINAL:
+        return []
+    if embedded:
+        again = f"run the same submit again (output {job.output_uri})"
+        return [] if owner_alive else [f"nobody owns this state directory, so nothing runs: {again}"]
+    missing = []
+    has_work = not shards or any(shard.state in SHARD_OPEN for shard in shards)
+    if has_work and not any(worker.model_key == job.model.key for worker in workers):
+        others = sorted({worker.model_source for worker in workers if worker.model_source})
+        serving = f" (live workers serve {', '.join(others)})" if others else ""
+        start = f"start one with `nightmill worker --model {job.model.source}`"
+        missing.append(f"no live worker can serve {job.model.source}{serving}: {start}")
+    return missing
+
+
+def _time(when: datetime | None) -> str | None:
+    return when.isoformat() if when else None

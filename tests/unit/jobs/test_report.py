@@ -1,0 +1,106 @@
+"""Counts add up whatever was read when, and the right process is named as missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from jobs import report
+from storage.records import GroupStats, Job, RunStats, Shard, ShardId, WorkerRecord
+from storage.states import JobState, ShardState
+
+MakeJob = Callable[..., Job]
+MakeShard = Callable[..., Shard]
+
+
+def worker(key: str = "k1", source: str = "org/model") -> WorkerRecord:
+    return WorkerRecord(
+        id="gpu0@host", boot_id="b", model_key=key, model_source=source, device="cpu", state="ready", heartbeat_age=1.0
+    )
+
+
+def parts_sum(counts: dict[str, int]) -> int:
+    return sum(count for name, count in counts.items() if name != "total")
+
+
+def test_rows_of_a_running_shard_that_are_not_sealed_are_running(make_job: MakeJob, make_shard: MakeShard) -> None:
+    shards = [make_shard(state=ShardState.RUNNING), make_shard(id=ShardId(2), row_lo=50, row_hi=100)]
+
+    counts = report.row_counts(make_job(rows_succeeded=10), shards, {ShardId(1): 10})
+
+    assert counts == {
+        "total": 100,
+        "pending": 50,
+        "running": 40,
+        "succeeded": 10,
+        "errored": 0,
+        "expired": 0,
+        "canceled": 0,
+    }
+
+
+def test_samples_of_a_row_count_as_rows(make_job: MakeJob, make_shard: MakeShard) -> None:
+    counts = report.row_counts(make_job(), [make_shard(state=ShardState.RUNNING, num_outputs=100)], {})
+
+    assert (counts["running"], counts["pending"]) == (100, 0)
+
+
+@pytest.mark.parametrize("sealed", [0, 30, 50, 99])
+@pytest.mark.parametrize("done", [0, 60, 100, 101])
+def test_counts_sum_to_the_total_even_when_the_records_disagree(
+    make_job: MakeJob, make_shard: MakeShard, sealed: int, done: int
+) -> None:
+    shards = [make_shard(state=ShardState.RUNNING), make_shard(id=ShardId(2), state=ShardState.RUNNING)]
+
+    counts = report.row_counts(make_job(rows_succeeded=done), shards, {ShardId(1): sealed})
+
+    assert parts_sum(counts) == counts["total"]
+    assert min(counts.values()) >= 0
+
+
+def test_nothing_runs_in_a_finished_job(make_job: MakeJob, make_shard: MakeShard) -> None:
+    job = make_job(state=JobState.CANCELLED, rows_succeeded=20, rows_canceled=80)
+
+    assert report.row_counts(job, [make_shard(state=ShardState.RUNNING)], {})["running"] == 0
+
+
+def test_statistics_have_exactly_the_promised_names(make_job: MakeJob) -> None:
+    group = GroupStats(index=0, kind="sliding", layers=15, block_size=16, window=512, blocks_shared=3)
+    stats = RunStats(
+        rows=2,
+        prompt_tokens=10,
+        cached_tokens=8,
+        computed_tokens=2,
+        completion_tokens=6,
+        engine_seconds=2.0,
+        groups=(group,),
+    )
+
+    told = report.statistics(make_job(), stats)
+
+    names = (
+        "job rows prompt_tokens cached_tokens computed_tokens completion_tokens forked_tokens recomputed_tokens "
+        "wasted_tokens engine_seconds tokens_per_second hit_rate groups"
+    )
+    assert list(told) == names.split()
+    assert (told["hit_rate"], told["tokens_per_second"]) == (0.8, 3.0)
+    group_names = "kind layers block_size window blocks_allocated blocks_shared blocks_copied blocks_evicted blocks_peak blocks_mean"
+    assert list(told["groups"][0]) == group_names.split()
+
+
+def test_rates_of_a_job_that_has_not_begun_are_unknown_rather_than_zero(make_job: MakeJob) -> None:
+    told = report.statistics(make_job(), RunStats())
+
+    assert (told["hit_rate"], told["tokens_per_second"]) == (None, None)
+
+
+def test_a_job_without_a_worker_for_its_model_names_the_command(make_job: MakeJob, make_shard: MakeShard) -> None:
+    job, shards = make_job(), [make_shard()]
+
+    missing = report.missing_processes(job, shards, [worker("k2", "org/other")], embedded=False, owner_alive=False)
+
+    assert missing == [
+        "no live worker can serve org/model (live workers serve org/other): "
+        "start one with `nightmill worker --model org/model`"
+    ]
