@@ -58,6 +58,7 @@ class NewShard:
     row_lo: int
     row_hi: int
     cost_tokens: int
+    num_outputs: int | None = None  # rows that come out: the sum of num_samples; None: one per row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +74,7 @@ class Job:
     spec: dict[str, Any]
     spec_hash: str
     plan: PlanRecord | None
-    rows_total: int
+    rows_total: int  # rows that come out, one per (input row, sample)
     rows_succeeded: int
     rows_errored: int
     rows_expired: int
@@ -85,6 +86,9 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    manifest_sha256: str | None = None
+    max_shard_attempts: int = 5
+    tags: dict[str, str] = field(default_factory=dict)
 
     @property
     def rows_done(self) -> int:
@@ -109,6 +113,8 @@ class Shard:
     out_sha256: str | None
     out_rows: int | None
     error: str | None
+    num_outputs: int = 0
+    cost_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

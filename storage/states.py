@@ -42,5 +42,17 @@ class RowStatus(StrEnum):
     CANCELED = "canceled"
 
 
+class Outcome(StrEnum):
+    """How an attempt ended."""
+
+    COMMITTED = "committed"
+    FAILED = "failed"  # released by its worker after an error; counts as a crash
+    PREEMPTED = "preempted"  # released by its worker, no fault of the shard
+    CRASHED = "crashed"  # its lease ran out
+    CANCELLED = "cancelled"
+
+
 JOB_FINAL = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED})
+JOB_RUNNABLE = frozenset({JobState.QUEUED, JobState.IN_PROGRESS})  # its shards may be dispatched and claimed
+SHARD_WAITING = frozenset({ShardState.READY, ShardState.QUEUED})
 SHARD_OPEN = frozenset({ShardState.READY, ShardState.QUEUED, ShardState.RUNNING})

@@ -1,0 +1,1 @@
+"""The chain of schema migrations; `storage.migrate` runs it."""

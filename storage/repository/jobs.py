@@ -1,0 +1,311 @@
+"""Moves of jobs. Each function runs inside its caller's transaction.
+
+Lock order, everywhere: first the job's row, then its shards' rows. So no two transactions wait for each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, select, update
+
+from storage.database import now
+from storage.errors import Fenced, NoSuchJob
+from storage.records import Job, JobId, NewJob, NewShard, PlanRecord, ShardId
+from storage.repository.rows import as_job
+from storage.states import JOB_FINAL, JOB_RUNNABLE, SHARD_OPEN, SHARD_WAITING, JobState, Outcome, ShardState
+from storage.tables import attempts, dead_rows, jobs, shards
+
+_INSERT_SHARDS = 500  # per statement
+_LEASED = (JobState.VALIDATING, JobState.FINALIZING, JobState.CANCELLING)  # states in which one process has work to do
+
+rows_left = jobs.c.rows_total - jobs.c.rows_succeeded - jobs.c.rows_errored - jobs.c.rows_expired - jobs.c.rows_canceled
+
+
+def create(conn: Connection, new: NewJob) -> Job:
+    row = conn.execute(
+        insert(jobs)
+        .values(
+            run_key=new.run_key,
+            name=new.name,
+            state=JobState.VALIDATING,
+            model_source=new.model.source,
+            model_revision=new.model.revision,
+            model_dtype=new.model.dtype,
+            model_key=new.model.key,
+            input_uri=new.input_uri,
+            input_fingerprint=new.input_fingerprint,
+            output_uri=new.output_uri,
+            spec=new.spec,
+            spec_hash=new.spec_hash,
+            tags=new.tags,
+            max_shard_attempts=new.max_shard_attempts,
+            created_at=now(),
+        )
+        .returning(jobs)
+    ).one()
+    return as_job(row)
+
+
+def get(conn: Connection, job_id: JobId) -> Job:
+    return as_job(_row(conn, job_id))
+
+
+def find(conn: Connection, run_key: str | None, output_uri: str | None) -> Job | None:
+    query = select(jobs).where(jobs.c.retired_at.is_(None))
+    if run_key is not None:
+        query = query.where(jobs.c.run_key == run_key)
+    if output_uri is not None:
+        query = query.where(jobs.c.output_uri == output_uri)
+    row = conn.execute(query.order_by(jobs.c.id.desc()).limit(1)).one_or_none()
+    return None if row is None else as_job(row)
+
+
+def newest(conn: Connection, limit: int) -> list[Job]:
+    return [as_job(row) for row in conn.execute(select(jobs).order_by(jobs.c.id.desc()).limit(limit))]
+
+
+def lock_job_of(conn: Connection, shard_id: ShardId) -> Row[Any]:
+    """Take the row lock of a shard's job before its shard is touched; the job's row. Raises Fenced if there is none."""
+    row = conn.execute(
+        select(jobs).join(shards, shards.c.job_id == jobs.c.id).where(shards.c.id == shard_id).with_for_update(of=jobs)
+    ).one_or_none()
+    if row is None:
+        raise Fenced(f"there is no shard {shard_id}; its hint is stale or forged")
+    return row
+
+
+# --- the right to plan or publish -----------------------------------------------------------------------------------
+
+
+def claim(conn: Connection, job_id: JobId, owner: str, lease_seconds: float) -> int | None:
+    return conn.execute(
+        update(jobs)
+        .where(
+            jobs.c.id == job_id,
+            jobs.c.state.in_(_LEASED),
+            jobs.c.lease_until < now(),
+            ~_has_open_shard(),
+        )
+        .values(epoch=jobs.c.epoch + 1, lease_owner=owner, lease_until=now() + lease_seconds)
+        .returning(jobs.c.epoch)
+    ).scalar_one_or_none()
+
+
+def renew(conn: Connection, job_id: JobId, epoch: int, lease_seconds: float) -> None:
+    renewed = conn.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.epoch == epoch, jobs.c.state.in_(_LEASED))
+        .values(lease_until=now() + lease_seconds)
+    )
+    if renewed.rowcount != 1:
+        raise _fenced(conn, job_id, epoch, "renew its lease")
+
+
+def queue(conn: Connection, job_id: JobId, epoch: int, plan: PlanRecord, new: Iterable[NewShard]) -> Job:
+    row = _locked(conn, job_id)
+    if row.epoch == epoch and row.state == JobState.QUEUED and row.plan_sha256 == plan.sha256:
+        return as_job(row)  # our own commit, whose answer was lost
+    if row.epoch != epoch or row.state != JobState.VALIDATING:
+        raise _fenced(conn, job_id, epoch, "store its plan")
+
+    num_shards = num_rows = num_outputs = 0
+    for batch in _batches(_shard_values(job_id, new), _INSERT_SHARDS):
+        conn.execute(insert(shards), batch)
+        num_shards += len(batch)
+        num_rows += sum(shard["row_hi"] - shard["row_lo"] for shard in batch)
+        num_outputs += sum(shard["num_outputs"] for shard in batch)
+    assert num_rows == plan.num_rows, f"job {job_id}: the shards hold {num_rows} rows, the plan {plan.num_rows}"
+
+    row = conn.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(
+            state=JobState.QUEUED,
+            queued_at=now(),
+            lease_owner=None,
+            lease_until=0,
+            plan_path=plan.path,
+            plan_sha256=plan.sha256,
+            plan_rows=plan.num_rows,
+            plan_prompt_tokens=plan.prompt_tokens,
+            plan_predicted_cached_tokens=plan.predicted_cached_tokens,
+            plan_lower_bound_tokens=plan.lower_bound_tokens,
+            rows_total=num_outputs,
+            shards_total=num_shards,
+        )
+        .returning(jobs)
+    ).one()
+    return as_job(row)
+
+
+# --- ends -----------------------------------------------------------------------------------------------------------
+
+
+def advance(conn: Connection) -> list[Job]:
+    """Runnable jobs without an open shard -> finalizing; then every job that waits for a finaliser."""
+    conn.execute(
+        update(jobs)
+        .where(jobs.c.state.in_(JOB_RUNNABLE), ~_has_open_shard())
+        .values(state=JobState.FINALIZING, finalizing_at=now(), lease_owner=None, lease_until=0)
+    )
+    rows = conn.execute(
+        select(jobs)
+        .where(
+            jobs.c.state.in_([JobState.FINALIZING, JobState.CANCELLING]), jobs.c.lease_until < now(), ~_has_open_shard()
+        )
+        .order_by(jobs.c.id)
+    )
+    return [as_job(row) for row in rows]
+
+
+def finalize_if_last(conn: Connection, job_id: JobId) -> None:
+    """in_progress -> finalizing once no shard is open. The caller holds the job's row lock."""
+    conn.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.IN_PROGRESS, ~_has_open_shard())
+        .values(state=JobState.FINALIZING, finalizing_at=now())
+    )
+
+
+def complete(conn: Connection, job_id: JobId, epoch: int, manifest_sha256: str, cause: str | None) -> Job:
+    row = _locked(conn, job_id)
+    if row.epoch == epoch and row.state in JOB_FINAL and row.manifest_sha256 == manifest_sha256:
+        return as_job(row)  # our own commit, whose answer was lost
+    if row.epoch != epoch or row.state not in {JobState.FINALIZING, JobState.CANCELLING}:
+        raise _fenced(conn, job_id, epoch, "complete it")
+
+    error = row.error
+    if row.state == JobState.CANCELLING:
+        state = JobState.CANCELLED
+    elif row.rows_succeeded == 0 and row.rows_total > 0:
+        state = JobState.FAILED
+        error = f"none of {row.rows_total} rows succeeded: {cause or _commonest_cause(conn, job_id)}"
+    else:
+        state = JobState.COMPLETED
+    return _end(conn, job_id, state, error=error, manifest_sha256=manifest_sha256)
+
+
+def fail(conn: Connection, job_id: JobId, epoch: int | None, error: str) -> bool:
+    """False if it had ended before."""
+    row = _locked(conn, job_id)
+    if epoch is not None and row.epoch != epoch:
+        raise _fenced(conn, job_id, epoch, "fail it")
+    if row.state in JOB_FINAL:
+        return False
+    _cancel_shards(conn, job_id, SHARD_OPEN)
+    _end(conn, job_id, JobState.FAILED, error=error)
+    return True
+
+
+def request_cancel(conn: Connection, job_id: JobId) -> Job:
+    row = _locked(conn, job_id)
+    if row.state in JOB_FINAL or row.cancel_requested_at is not None:
+        return as_job(row)
+    conn.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=now()))
+    if row.state == JobState.VALIDATING:
+        return _end(conn, job_id, JobState.CANCELLED)  # nothing to publish
+    if row.state != JobState.FINALIZING:  # then all its rows have ended: it completes
+        _cancel_shards(conn, job_id, SHARD_WAITING)
+        conn.execute(
+            update(jobs).where(jobs.c.id == job_id).values(state=JobState.CANCELLING, lease_owner=None, lease_until=0)
+        )
+    return get(conn, job_id)
+
+
+def retire(conn: Connection, job_id: JobId) -> bool:
+    retired = conn.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state.in_(JOB_FINAL), jobs.c.retired_at.is_(None))
+        .values(retired_at=now())
+    )
+    return retired.rowcount == 1
+
+
+# --- below ----------------------------------------------------------------------------------------------------------
+
+
+def _row(conn: Connection, job_id: JobId, *, for_update: bool = False) -> Row[Any]:
+    query = select(jobs).where(jobs.c.id == job_id)
+    row = conn.execute(query.with_for_update() if for_update else query).one_or_none()
+    if row is None:
+        raise NoSuchJob(f"there is no job {job_id}; `nightmill list` shows all")
+    return row
+
+
+def _locked(conn: Connection, job_id: JobId) -> Row[Any]:
+    return _row(conn, job_id, for_update=True)
+
+
+def _has_open_shard() -> ColumnElement[bool]:
+    return exists().where(shards.c.job_id == jobs.c.id, shards.c.state.in_(SHARD_OPEN)).correlate(jobs)
+
+
+def _fenced(conn: Connection, job_id: JobId, epoch: int, wish: str) -> Fenced:
+    row = _row(conn, job_id)
+    return Fenced(f"job {job_id} is {row.state} under epoch {row.epoch}; epoch {epoch} may not {wish}")
+
+
+def _end(
+    conn: Connection, job_id: JobId, state: JobState, *, error: str | None = None, manifest_sha256: str | None = None
+) -> Job:
+    """Rows that have not ended become canceled, so that the counts of an ended job add up."""
+    row = conn.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id)
+        .values(
+            state=state,
+            error=error,
+            manifest_sha256=manifest_sha256,
+            finished_at=now(),
+            rows_canceled=jobs.c.rows_canceled + rows_left,
+            lease_owner=None,
+            lease_until=0,
+        )
+        .returning(jobs)
+    ).one()
+    return as_job(row)
+
+
+def _cancel_shards(conn: Connection, job_id: JobId, states: Iterable[ShardState]) -> None:
+    conn.execute(
+        update(attempts)
+        .where(
+            attempts.c.job_id == job_id,
+            attempts.c.outcome.is_(None),
+            attempts.c.shard_id.in_(select(shards.c.id).where(shards.c.job_id == job_id, shards.c.state.in_(states))),
+        )
+        .values(outcome=Outcome.CANCELLED, ended_at=now())
+    )
+    conn.execute(
+        update(shards)
+        .where(shards.c.job_id == job_id, shards.c.state.in_(states))
+        .values(state=ShardState.CANCELLED, lease_owner=None, lease_until=0)
+    )
+
+
+def _commonest_cause(conn: Connection, job_id: JobId) -> str:
+    row = conn.execute(
+        select(dead_rows.c.reason, func.max(dead_rows.c.detail).label("detail"))
+        .where(dead_rows.c.job_id == job_id)
+        .group_by(dead_rows.c.reason)
+        .order_by(func.sum(dead_rows.c.num_outputs).desc())
+        .limit(1)
+    ).one_or_none()
+    if row is None:
+        return "see the error columns of its output"
+    return f"{row.reason} ({row.detail})" if row.detail else str(row.reason)
+
+
+def _shard_values(job_id: JobId, new: Iterable[NewShard]) -> Iterator[dict[str, Any]]:
+    for shard in new:
+        num_outputs = shard.row_hi - shard.row_lo if shard.num_outputs is None else shard.num_outputs
+        yield asdict(shard) | {"num_outputs": num_outputs, "job_id": job_id, "state": ShardState.READY}
+
+
+def _batches(values: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while batch := list(islice(values, size)):
+        yield batch

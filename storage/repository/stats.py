@@ -1,0 +1,55 @@
+"""What a job's rows cost: sums over its attempts' sealed segments."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection, and_, case, func, select
+
+from storage.records import GroupStats, JobId, RunStats
+from storage.repository.segments import GROUP_COUNTERS, SCALARS
+from storage.tables import attempts, cache_stats
+
+
+def of_job(conn: Connection, job_id: JobId) -> RunStats:
+    sums = [func.coalesce(func.sum(attempts.c[name]), 0).label(name) for name in SCALARS]
+    row = conn.execute(select(*sums).where(attempts.c.job_id == job_id)).one()
+    counts = {name: int(row._mapping[name]) for name in SCALARS if name != "engine_seconds"}
+    return RunStats(**counts, engine_seconds=float(row.engine_seconds), groups=_groups(conn, job_id))
+
+
+def _groups(conn: Connection, job_id: JobId) -> tuple[GroupStats, ...]:
+    """The mean is weighted by the engine's seconds; attempts that measured none count as nothing."""
+    shape = (
+        cache_stats.c.group_index,
+        cache_stats.c.kind,
+        cache_stats.c.layers,
+        cache_stats.c.block_size,
+        cache_stats.c.window,
+    )
+    seconds = case((cache_stats.c.blocks_mean > 0, attempts.c.engine_seconds), else_=0.0)
+    rows = conn.execute(
+        select(
+            *shape,
+            *(func.sum(cache_stats.c[name]).label(name) for name in GROUP_COUNTERS),
+            func.max(cache_stats.c.blocks_peak).label("peak"),
+            func.sum(cache_stats.c.blocks_mean * seconds).label("weighted"),
+            func.sum(seconds).label("seconds"),
+            func.max(cache_stats.c.blocks_mean).label("highest_mean"),
+        )
+        .join(attempts, and_(attempts.c.shard_id == cache_stats.c.shard_id, attempts.c.epoch == cache_stats.c.epoch))
+        .where(cache_stats.c.job_id == job_id)
+        .group_by(*shape)
+        .order_by(*shape)
+    )
+    return tuple(
+        GroupStats(
+            index=row.group_index,
+            kind=row.kind,
+            layers=row.layers,
+            block_size=row.block_size,
+            window=row.window,
+            **{name: int(row._mapping[name]) for name in GROUP_COUNTERS},
+            blocks_peak=row.peak,
+            blocks_mean=row.weighted / row.seconds if row.seconds else row.highest_mean,
+        )
+        for row in rows
+    )

@@ -1,0 +1,244 @@
+"""The tables. Times are seconds since 1970 on the database's clock; 0 in a NOT NULL time means "long ago".
+
+jobs 1-n shards 1-n attempts 1-n cache_stats     an attempt is one epoch of a shard
+              shards 1-n shard_segments           finished rows, sealed by some attempt
+              shards 1-1 dead_rows                rows of a shard that was given up
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    UniqueConstraint,
+    text,
+)
+
+BigId = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER keys count up by themselves in SQLite
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _count(name: str) -> Column[int]:
+    return Column(name, BigInteger, nullable=False, server_default=text("0"))
+
+
+def _seconds(name: str) -> Column[float]:
+    return Column(name, Double, nullable=False, server_default=text("0"))
+
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("run_key", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("model_source", String, nullable=False),
+    Column("model_revision", String),
+    Column("model_dtype", String, nullable=False),
+    Column("model_key", String, nullable=False),
+    Column("input_uri", String, nullable=False),
+    Column("input_fingerprint", String, nullable=False),
+    Column("output_uri", String, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("spec_hash", String, nullable=False),
+    Column("tags", JSON, nullable=False),
+    Column("max_shard_attempts", Integer, nullable=False),
+    # the frozen plan; null until it is stored
+    Column("plan_path", String),
+    Column("plan_sha256", String),
+    Column("plan_rows", BigInteger),
+    Column("plan_prompt_tokens", BigInteger),
+    Column("plan_predicted_cached_tokens", BigInteger),
+    Column("plan_lower_bound_tokens", BigInteger),
+    # rows that come out, one per (input row, sample): total = pending + the four below
+    _count("rows_total"),
+    _count("rows_succeeded"),
+    _count("rows_errored"),
+    _count("rows_expired"),
+    _count("rows_canceled"),
+    _count("shards_total"),
+    _count("shards_done"),
+    Column("error", String),
+    Column("manifest_sha256", String),
+    # the right to plan or publish
+    _count("epoch"),
+    Column("lease_owner", String),
+    _seconds("lease_until"),
+    # one time per state
+    Column("created_at", Double, nullable=False),
+    Column("queued_at", Double),
+    Column("started_at", Double),
+    Column("finalizing_at", Double),
+    Column("cancel_requested_at", Double),
+    Column("finished_at", Double),
+    Column("retired_at", Double),  # its run key and output directory are free again
+    CheckConstraint("rows_succeeded + rows_errored + rows_expired + rows_canceled <= rows_total", name="rows"),
+)
+_unretired = text("retired_at IS NULL")
+Index("uq_jobs_run_key", jobs.c.run_key, unique=True, sqlite_where=_unretired, postgresql_where=_unretired)
+Index("uq_jobs_output_uri", jobs.c.output_uri, unique=True, sqlite_where=_unretired, postgresql_where=_unretired)
+Index("ix_jobs_state", jobs.c.state)
+
+shards = Table(
+    "shards",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False),
+    Column("idx", Integer, nullable=False),  # row group of the plan
+    Column("row_lo", BigInteger, nullable=False),
+    Column("row_hi", BigInteger, nullable=False),
+    Column("num_outputs", BigInteger, nullable=False),  # rows that must come out: rows times their samples
+    _count("cost_tokens"),
+    Column("parent_id", ForeignKey("shards.id")),
+    Column("state", String, nullable=False),
+    _count("epoch"),
+    Column("lease_owner", String),
+    _seconds("lease_until"),
+    _count("attempts"),
+    _count("crashes"),
+    _count("preemptions"),
+    _seconds("not_before"),
+    _count("priority"),
+    _count("dispatch_seq"),
+    _seconds("dispatched_at"),
+    Column("out_key", String),
+    Column("out_sha256", String),
+    Column("out_rows", BigInteger),
+    Column("error", String),
+    UniqueConstraint("job_id", "idx"),
+    CheckConstraint("row_lo < row_hi", name="range"),
+    Index(None, "job_id", "state"),
+    Index(None, "state", "lease_until"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("shard_id", ForeignKey("shards.id"), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("owner", String, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("ended_at", Double),
+    Column("outcome", String),  # null while it runs; see storage.states.Outcome
+    # sums over the segments that this attempt sealed
+    _count("rows"),
+    _count("prompt_tokens"),
+    _count("cached_tokens"),
+    _count("computed_tokens"),
+    _count("completion_tokens"),
+    _count("forked_tokens"),
+    _count("recomputed_tokens"),
+    _count("wasted_tokens"),
+    _count("preemptions"),
+    _seconds("engine_seconds"),
+    PrimaryKeyConstraint("shard_id", "epoch"),
+)
+
+cache_stats = Table(
+    "cache_stats",
+    metadata,
+    Column("shard_id", ForeignKey("shards.id"), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("group_index", Integer, nullable=False),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("kind", String, nullable=False),
+    Column("layers", Integer, nullable=False),
+    Column("block_size", Integer, nullable=False),
+    Column("window", Integer),
+    _count("blocks_allocated"),
+    _count("blocks_shared"),
+    _count("blocks_copied"),
+    _count("blocks_evicted"),
+    _count("blocks_evicted_unused"),
+    _seconds("blocks_peak"),
+    _seconds("blocks_mean"),
+    PrimaryKeyConstraint("shard_id", "epoch", "group_index"),
+)
+
+shard_segments = Table(
+    "shard_segments",
+    metadata,
+    Column("shard_id", ForeignKey("shards.id"), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("seq", Integer, nullable=False),
+    Column("key", String, nullable=False),
+    Column("sha256", String, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    _count("succeeded"),
+    _count("errored"),
+    _count("expired"),
+    _count("canceled"),
+    Column("sealed_at", Double, nullable=False),
+    PrimaryKeyConstraint("shard_id", "epoch", "seq"),
+)
+
+dead_rows = Table(
+    "dead_rows",
+    metadata,
+    Column("shard_id", ForeignKey("shards.id"), primary_key=True, autoincrement=False),
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    Column("row_lo", BigInteger, nullable=False),
+    Column("row_hi", BigInteger, nullable=False),
+    Column("num_outputs", BigInteger, nullable=False),  # those that no segment holds; counted as errored
+    Column("reason", String, nullable=False),
+    Column("detail", String),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("boot_id", String, nullable=False),
+    Column("model_key", String, nullable=False),
+    Column("model_source", String, nullable=False),
+    Column("device", String, nullable=False),
+    Column("state", String, nullable=False),
+    Column("started_at", Double, nullable=False),
+    Column("heartbeat_at", Double, nullable=False),
+)
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("cron", String, nullable=False),
+    Column("timezone", String, nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    Column("id", BigId, primary_key=True),
+    Column("schedule_id", ForeignKey("schedules.id"), nullable=False),
+    Column("logical_time", Double, nullable=False),
+    Column("state", String, nullable=False),
+    Column("job_id", ForeignKey("jobs.id")),
+    Column("created_at", Double, nullable=False),
+    UniqueConstraint("schedule_id", "logical_time"),  # one run per logical date
+)
