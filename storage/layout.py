@@ -60,3 +60,8 @@ def is_safe_key(key: str) -> bool:
     path = PurePosixPath(key)
     plain = not any(character in key for character in "\\\0") and str(path) == key
     return plain and not path.is_absolute() and path.parts != () and ".." not in path.parts
+
+
+def shard_of(key: str) -> int:
+    """The index of the shard that a segment or shard file belongs to."""
+    return int(PurePosixPath(key).name.removeprefix("shard-").split(".")[0])

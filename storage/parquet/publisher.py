@@ -1,0 +1,208 @@
+"""From the shard files of a job to its published data set: verify, merge by key, move into place, manifest last.
+
+    shard files, lost rows of the plan -> external sort -> one row per key -> parts under _inprogress
+    -> data/, _meta/ -> _meta/manifest-0001.json -> manifest.json
+
+Repeating it after a crash at any point gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from storage import layout
+from storage.durable import inside, make_folder, move, sha256_bytes, sha256_file, sync_folder, write_atomic
+from storage.errors import FileDamaged
+from storage.parquet.lost import lost_batches
+from storage.parquet.manifest import intact_manifest, manifest_bytes, readme_bytes, write_manifest
+from storage.parquet.parts import ROW_GROUP_BYTES, OutputWriter, Part, cut_row_groups
+from storage.parquet.plan import passed_schema, shard_rows, verify_plan
+from storage.parquet.rows import LostRows, SealedFile
+from storage.parquet.schema import KEY, SCHEMA_VERSION, decode, result_schema
+from storage.parquet.sealed import open_sealed, read_sealed
+from storage.parquet.sorting import ExternalSorter, drop_repeats
+
+
+class ShardDamaged(FileDamaged):
+    """A shard's file is not what SQL recorded; `shard_idx` must run again before the job can be published."""
+
+    def __init__(self, shard_idx: int, message: str) -> None:
+        super().__init__(message)
+        self.shard_idx = shard_idx
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishJob:
+    """What the publisher must know of a job. `footer` holds what affects results, for the data parts' footers."""
+
+    name: str
+    epoch: int  # of the job's lease; names the staging folder
+    plan_sha256: str
+    num_samples: int = 1  # the job's default, for lost rows
+    generation: int = 1
+    footer: Mapping[str, str] = field(default_factory=dict)  # model, model_revision, sampling defaults, engine version
+    job_json: Mapping[str, Any] = field(default_factory=dict)
+    stats_json: Mapping[str, Any] = field(default_factory=dict)
+    part_bytes: int = 128 << 20  # Arrow bytes of a data part
+    row_group_bytes: int = ROW_GROUP_BYTES
+    memory_bytes: int = 96 << 20  # for sorting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    manifest_sha256: str
+    rows: int
+    counts: dict[str, int]  # by status
+    parts: tuple[str, ...]  # data parts, relative to OUT
+
+
+def publish(
+    out: Path,
+    job: PublishJob,
+    files: Iterable[SealedFile],
+    lost: Sequence[LostRows] = (),
+    *,
+    beat: Callable[[], None] = lambda: None,
+) -> Published:
+    """Write the data set of a job whose shards have all ended. Does not sweep: see `storage.output.sweep`.
+
+    `files`: the file of each done shard, and the sealed segments of shards that never got so far. `lost`: the plan
+    rows of the latter; a lost row that has a result in `files` keeps that result. `beat` is called after each row
+    group and once before the first part becomes visible; it renews the lease, and what it raises ends the attempt.
+    Raises FileDamaged (ShardDamaged for a shard's file).
+    """
+    published = intact_manifest(out, job.generation, job.plan_sha256)
+    if published is not None:
+        return _as_published(published, sha256_file(out / layout.MANIFEST))
+    plan = out / layout.PLAN
+    verify_plan(plan, job.plan_sha256)
+    sealed = sorted(files, key=lambda file: file.key)
+    for file in sealed:
+        _verify(out, file)
+        beat()
+    staging = inside(out, layout.publish_folder(job.epoch))
+    shutil.rmtree(staging, ignore_errors=True)
+    make_folder(staging)
+    writer = OutputWriter(staging, passed_schema(plan), {"schema_version": str(SCHEMA_VERSION), **job.footer})
+    try:
+        _write_parts(out, job, sealed, lost, writer, beat)
+        beat()
+        return _install(out, job, staging, writer)
+    finally:
+        writer.discard()
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_parts(
+    out: Path,
+    job: PublishJob,
+    sealed: Sequence[SealedFile],
+    lost: Sequence[LostRows],
+    writer: OutputWriter,
+    beat: Callable[[], None],
+) -> None:
+    plan = out / layout.PLAN
+    schema = pa.schema([decode(column) for column in result_schema(passed_schema(plan))])
+    with ExternalSorter(schema, KEY, out / layout.INPROGRESS, memory_bytes=job.memory_bytes) as sorter:
+        for file in sealed:
+            for batch in read_sealed(inside(out, file.key)):
+                sorter.add(batch.cast(schema))
+            beat()
+        for batch in lost_batches(plan, lost, schema, job.num_samples):  # behind the files: the first of a key stays
+            sorter.add(batch)
+        rows = check_complete(drop_repeats(sorter.sorted(), KEY), sum(shard_rows(plan)))
+        size = 0
+        for table, table_bytes in cut_row_groups(rows, job.row_group_bytes):
+            writer.write(table)
+            size += table_bytes
+            if size >= job.part_bytes:
+                writer.close_part()
+                pa.default_memory_pool().release_unused()
+                size = 0
+            beat()
+        writer.close_part()
+
+
+def check_complete(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
+    """The same batches, sorted by row_index; raises FileDamaged unless they hold every row of [0, num_rows)."""
+    last = -1
+    for batch in batches:
+        index = batch["row_index"].to_numpy()
+        gaps = np.flatnonzero(np.diff(index, prepend=last) > 1)
+        if gaps.size:
+            missing = (last if gaps[0] == 0 else int(index[gaps[0] - 1])) + 1
+            raise FileDamaged(f"row {missing} has neither a result nor an error; its shard must run again")
+        last = int(index[-1])
+        yield batch
+    if last != num_rows - 1:
+        raise FileDamaged(f"the results end with row {last} where the plan ends with row {num_rows - 1}")
+
+
+def _verify(out: Path, file: SealedFile) -> None:
+    """Raise ShardDamaged unless the file is there, whole, and as it was recorded."""
+    idx = layout.shard_of(file.key)
+    again = f"shard {idx} must run again"
+    path = inside(out, file.key)
+    if not path.is_file():
+        raise ShardDamaged(idx, f"{path} is missing: {again}")
+    found = sha256_file(path)
+    if found != file.sha256:
+        raise ShardDamaged(idx, f"{path} has sha256 {found}, not the recorded {file.sha256}: {again}")
+    with open_sealed(path) as source:
+        rows = source.metadata.num_rows
+    if rows != file.rows:
+        raise ShardDamaged(idx, f"{path} has {rows} rows, not the recorded {file.rows}: {again}")
+
+
+def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter) -> Published:
+    """Move the parts into place and make them count."""
+    parts: dict[str, list[Part]] = {
+        "data": writer.data.parts,
+        "metrics": writer.metrics.parts,
+        "errors": writer.errors.parts,
+    }
+    for kind, folder in (("data", layout.DATA), ("metrics", layout.METRICS), ("errors", layout.ERRORS)):
+        _install_folder(out, staging, folder, [part.path for part in parts[kind]])
+    write_atomic(out / layout.README, readme_bytes(job.name, writer.counts))
+    write_atomic(out / layout.JOB_JSON, _json_bytes(job.job_json))
+    write_atomic(out / layout.STATS_JSON, _json_bytes(job.stats_json))
+    content = manifest_bytes(
+        job=job.name, generation=job.generation, plan_sha256=job.plan_sha256, counts=writer.counts, parts=parts
+    )
+    write_manifest(out, job.generation, content)
+    return _as_published(json.loads(content), sha256_bytes(content))
+
+
+def _install_folder(out: Path, staging: Path, folder: str, keys: Sequence[str]) -> None:
+    """Make `folder` hold exactly these parts: what a crashed attempt left there goes."""
+    target = inside(out, folder)
+    if not keys and not target.exists() and folder != layout.DATA:
+        return
+    make_folder(target)
+    for stray in target.iterdir():
+        if f"{folder}/{stray.name}" not in keys:
+            stray.unlink()
+    for key in keys:
+        move(staging / key, inside(out, key))
+    sync_folder(target)
+
+
+def _as_published(manifest: Mapping[str, Any], sha256: str) -> Published:
+    return Published(
+        manifest_sha256=sha256,
+        rows=manifest["rows"],
+        counts=dict(manifest["counts"]),
+        parts=tuple(part["path"] for part in manifest["parts"]),
+    )
+
+
+def _json_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n").encode()
