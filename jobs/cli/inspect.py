@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from jobs import report
-from jobs.cli import place, terminal
+from jobs import client, place, report
+from jobs.cli import terminal
 from jobs.exits import Interrupted, UsageError, of_job
-
-if TYPE_CHECKING:
-    from storage.repository import Repository
 
 JobArgument = Annotated[int, typer.Argument(metavar="JOB", help="The id that submit printed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON also on a terminal.")]
@@ -29,7 +26,7 @@ def list_jobs(
     json: JsonOption = False,
 ) -> None:
     """List the jobs, newest first."""
-    with place.repository() as repository:
+    with place.find().repository() as repository:
         rows = [report.summary(job) for job in repository.list_jobs(limit)]
     columns = ["job", "name", "state", "model", "rows", "done", "errored", "output"]
     terminal.write_rows(rows, columns, as_json=json or not terminal.is_terminal())
@@ -37,8 +34,9 @@ def list_jobs(
 
 def status(job: JobArgument, json: JsonOption = False) -> None:
     """Say where a job stands, and which process is missing if it cannot go on."""
-    with place.repository() as repository:
-        told = tell_status(repository, job)
+    found = place.find()
+    with found.repository() as repository:
+        told = client.status(found, repository, job)
     if json or not terminal.is_terminal():
         terminal.write_json(told)
     else:
@@ -46,21 +44,6 @@ def status(job: JobArgument, json: JsonOption = False) -> None:
         terminal.write_rows(rows, ["what", "value"], as_json=False)
     for line in told["missing"]:
         terminal.say(line)
-
-
-def tell_status(repository: Repository, job_id: int) -> dict[str, Any]:
-    """The object of `status --json`. Raises NoSuchJob."""
-    from storage.records import JobId
-
-    job = repository.get_job(JobId(job_id))
-    shards = repository.shards(job.id)
-    sealed = {
-        shard.id: sum(segment.rows for segment in repository.segments(shard.id))
-        for shard in shards
-        if shard.state == "running"
-    }
-    missing = place.missing(repository, job, shards)
-    return report.status(job, shards, sealed, repository.job_stats(job.id), missing)
 
 
 def watch(
@@ -72,10 +55,11 @@ def watch(
     from storage.records import JobId
 
     tell = None if terminal.is_terminal() else lambda moment: terminal.write_json(moment.as_line())
-    with place.repository() as repository:
+    found = place.find()
+    with found.repository() as repository:
         try:
             ended = progress.follow(
-                repository, JobId(job), poll_seconds=place.settings().watch_seconds, timeout=timeout, tell=tell
+                repository, JobId(job), poll_seconds=found.settings.watch_seconds, timeout=timeout, tell=tell
             )
         except KeyboardInterrupt:
             raise Interrupted(f"job {job} goes on; follow it with: nightmill watch {job}") from None
@@ -86,7 +70,7 @@ def cancel(job: JobArgument) -> None:
     """Cancel a job; rows that are done are kept and published."""
     from storage.records import JobId
 
-    with place.repository() as repository:
+    with place.find().repository() as repository:
         state = repository.request_cancel(JobId(job)).state
     terminal.say(f"job {job} is {state.value}")
 
@@ -99,7 +83,7 @@ def results(
     to: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.")] = None,
 ) -> None:
     """Print the published rows of a job: a table on a terminal, JSON lines in a pipe. Reads what the manifest lists."""
-    from jobs.results import Results
+    from jobs.results import Results, shorten
     from storage.records import JobId
 
     wanted = format or ("jsonl" if to or not terminal.is_terminal() else "table")
@@ -107,22 +91,20 @@ def results(
         raise UsageError(f"--format is {wanted!r}; use table, jsonl or parquet")
     if wanted == "parquet" and to is None:
         raise UsageError("--format parquet needs --to FILE")
-    with place.repository() as repository:
+    with place.find().repository() as repository:
         found = Results.of(repository.get_job(JobId(job)), errors_only=errors, limit=limit)
     if to is not None:
-        rows = found.write_parquet(to) if wanted == "parquet" else found.write_jsonl(to)
-        terminal.say(f"{rows} rows written to {to}")
+        written = found.write_parquet(to) if wanted == "parquet" else found.write_jsonl(to)
+        terminal.say(f"{written} rows written to {to}")
     else:
-        terminal.write_rows(found.rows(), found.table_columns, as_json=wanted == "jsonl")
+        rows = found.rows() if wanted == "jsonl" else (shorten(row, found.table_columns) for row in found.rows())
+        terminal.write_rows(rows, found.table_columns, as_json=wanted == "jsonl")
 
 
 def stats(job: JobArgument, json: JsonOption = False) -> None:
     """Print what a job cost and what the cache saved, over all and for each layer group."""
-    from storage.records import JobId
-
-    with place.repository() as repository:
-        found = repository.get_job(JobId(job))
-        told = report.statistics(found, repository.job_stats(found.id))
+    with place.find().repository() as repository:
+        told = client.stats(repository, job)
     if json or not terminal.is_terminal():
         terminal.write_json(told)
         return

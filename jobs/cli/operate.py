@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import place, terminal
+from jobs import place
+from jobs.cli import terminal
 from jobs.exits import Exit
 
 db = typer.Typer(help="The database schema.", no_args_is_help=True)
@@ -23,7 +24,7 @@ def upgrade() -> None:
     from storage import migrate
 
     found = place.find()
-    place.prepare_home(found)
+    found.prepare()
     migrate.upgrade(found.database_url)
     terminal.say(f"database {found.shown_database} is at schema {migrate.current(found.database_url)}")
 
@@ -36,6 +37,7 @@ def current(
     from storage import migrate
 
     found = place.find()
+    found.prepare()
     here, head = migrate.current(found.database_url), migrate.head()
     row = {"database": found.shown_database, "schema": here, "needed": head}
     terminal.write_rows([row], list(row), as_json=json or not terminal.is_terminal())
@@ -50,7 +52,7 @@ def doctor(
     """Check this machine and the services; says what to do about each problem. Exit 8 when there is one."""
     from jobs.doctor import examine
 
-    checks = examine(place.settings())
+    checks = examine(place.find())
     rows = [{"check": check.name, "ok": check.ok, "found": check.found, "do": check.remedy} for check in checks]
     terminal.write_rows(rows, ["check", "ok", "found", "do"], as_json=json or not terminal.is_terminal())
     if not all(check.ok for check in checks):

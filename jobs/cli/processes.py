@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.cli import place
+from jobs import place
 
 
 def add_to(app: typer.Typer) -> None:
@@ -19,12 +19,10 @@ def worker(
         str | None, typer.Option(help="Serve this model only; otherwise the oldest waiting job's.")
     ] = None,
     gpus: Annotated[str | None, typer.Option(help="One child per GPU: all, or indices or UUIDs with commas.")] = None,
-    device: Annotated[str | None, typer.Option(help="Torch device, cpu or cuda [NIGHTMILL_DEVICE].")] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device, cpu or cuda (NIGHTMILL_DEVICE).")] = None,
 ) -> None:
     """Serve shards: one process, one device, one model, one engine."""
-    settings = place.settings()
-    if device is not None:
-        settings = settings.model_copy(update={"device": device})
+    settings = place.find({} if device is None else {"device": device}).settings
     if gpus is not None:
         from jobs.launcher import run_launcher
 
@@ -38,7 +36,7 @@ def reconciler() -> None:
     """Send waiting shards to the broker, end expired leases, publish finished jobs. A second one is harmless."""
     from jobs.reconciler import run_reconciler
 
-    raise typer.Exit(run_reconciler(place.settings()))
+    raise typer.Exit(run_reconciler(place.find().settings))
 
 
 def flower(

@@ -27,35 +27,39 @@ def submit(
     output: Annotated[Path, flag("--output", "-o", help="Output directory; new, or of the same job.", panel=INPUT)],
     model: Annotated[str, flag("--model", "-m", help="Hub id, local directory or GGUF file.", panel=INPUT)],
     model_revision: Annotated[str | None, flag(help="Branch, tag or commit on the Hub.", panel=INPUT)] = None,
-    prompt_column: Annotated[str | None, flag(help="Column of prompts [prompt].", panel=INPUT)] = None,
-    messages_column: Annotated[str | None, flag(help="Column of chats [messages].", panel=INPUT)] = None,
-    id_column: Annotated[str | None, flag(help="Column of unique row names [custom_id].", panel=INPUT)] = None,
+    prompt_column: Annotated[str | None, flag(help="Column of prompts (prompt).", panel=INPUT)] = None,
+    messages_column: Annotated[str | None, flag(help="Column of chats (messages).", panel=INPUT)] = None,
+    id_column: Annotated[str | None, flag(help="Column of unique row names (custom_id).", panel=INPUT)] = None,
     system_prompt: Annotated[str | None, flag(help="Put before every chat.", panel=INPUT)] = None,
     raw_prompt: Annotated[
         bool, flag("--raw-prompt", help="Prompts as they are, no chat template.", panel=INPUT)
     ] = False,
     limit: Annotated[int | None, flag(help="Only the first rows.", panel=INPUT)] = None,
-    max_tokens: Annotated[int | None, flag(help="New tokens per row [256].", panel=SAMPLING)] = None,
-    temperature: Annotated[float | None, flag(help="0 is greedy [0].", panel=SAMPLING)] = None,
-    top_p: Annotated[float | None, flag(help="[1]", panel=SAMPLING)] = None,
-    top_k: Annotated[int | None, flag(help="0 is off [0].", panel=SAMPLING)] = None,
-    min_p: Annotated[float | None, flag(help="[0]", panel=SAMPLING)] = None,
-    repetition_penalty: Annotated[float | None, flag(help="[1]", panel=SAMPLING)] = None,
-    presence_penalty: Annotated[float | None, flag(help="[0]", panel=SAMPLING)] = None,
-    frequency_penalty: Annotated[float | None, flag(help="[0]", panel=SAMPLING)] = None,
+    max_tokens: Annotated[int | None, flag(help="New tokens per row (256).", panel=SAMPLING)] = None,
+    temperature: Annotated[float | None, flag(help="0 is greedy (0).", panel=SAMPLING)] = None,
+    top_p: Annotated[float | None, flag(help="Sample from so much probability (1).", panel=SAMPLING)] = None,
+    top_k: Annotated[int | None, flag(help="Sample from so many tokens; 0 is all (0).", panel=SAMPLING)] = None,
+    min_p: Annotated[float | None, flag(help="Drop tokens below this share of the best (0).", panel=SAMPLING)] = None,
+    repetition_penalty: Annotated[float | None, flag(help="Above 1 avoids what was seen (1).", panel=SAMPLING)] = None,
+    presence_penalty: Annotated[
+        float | None, flag(help="Subtracted once from new text's tokens (0).", panel=SAMPLING)
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None, flag(help="Subtracted for each use in new text (0).", panel=SAMPLING)
+    ] = None,
     stop: Annotated[list[str] | None, flag(help="End at this text; may be repeated.", panel=SAMPLING)] = None,
     stop_token_ids: Annotated[
         list[int] | None, flag("--stop-token-id", help="End at this token; may be repeated.", panel=SAMPLING)
     ] = None,
     ignore_eos: Annotated[bool, flag("--ignore-eos", help="Go on to --max-tokens.", panel=SAMPLING)] = False,
-    n: Annotated[int | None, flag("--n", help="Samples per row [1].", panel=SAMPLING)] = None,
-    seed: Annotated[int | None, flag(help="Of the job [derived from input and options].", panel=SAMPLING)] = None,
+    n: Annotated[int | None, flag("--n", help="Samples per row (1).", panel=SAMPLING)] = None,
+    seed: Annotated[int | None, flag(help="Of the job (derived from input and options).", panel=SAMPLING)] = None,
     order: Annotated[
         Literal["prefix", "input", "longest"], flag(help="Order of work; results are in input order.", panel=PLAN)
     ] = "prefix",
     shard_tokens: Annotated[int | None, flag(help="Tokens per shard.", panel=PLAN)] = None,
     dry_run: Annotated[bool, flag("--dry-run", help="Check and plan everything, submit nothing.", panel=PLAN)] = False,
-    device: Annotated[str | None, flag(help="cpu or cuda [NIGHTMILL_DEVICE].", panel=ENGINE)] = None,
+    device: Annotated[str | None, flag(help="cpu or cuda (NIGHTMILL_DEVICE).", panel=ENGINE)] = None,
     max_sequences: Annotated[int | None, flag(help="Sequences at once.", panel=ENGINE)] = None,
     max_batch_tokens: Annotated[int | None, flag(help="Tokens of one step.", panel=ENGINE)] = None,
     no_block_sharing: Annotated[
