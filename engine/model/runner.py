@@ -1,0 +1,136 @@
+"""From a step of plain numbers to tokens: pack, run the model over paged memory, sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from engine.attention.base import AttentionBackend, GroupPlan, LayerTraits
+from engine.attention.choose import choose_backend
+from engine.config import EngineConfig
+from engine.model.batch import PackedStep, pack
+from engine.model.hooks import NotingCache
+from engine.model.load import LoadedModel
+from engine.model.memory import KVMemory
+from engine.model.project import Tiles, fill_logits, given_tiles, pick_greedy
+from engine.sampler import Sampler, SampleRow, is_plain_greedy
+from engine.step import Chunk, Sampled, Step
+
+
+class PagedLayers:
+    """Handles the attention calls of one step: writes this step's keys and values, then attends through the plans."""
+
+    def __init__(self, loaded: LoadedModel, memory: KVMemory, backend: AttentionBackend) -> None:
+        self._memory = memory
+        self._backend = backend
+        self._device = loaded.device
+        owner = {layer: group.index for group in loaded.groups for layer in group.layers}
+        self._reads = {index: layer.reads for index, layer in enumerate(loaded.layers) if layer.reads is not None}
+        self._group_of = {index: owner[reads] for index, reads in self._reads.items()}
+        self._plans: tuple[GroupPlan, ...] = ()
+        self._slots: tuple[torch.Tensor, ...] = ()
+
+    def begin(self, packed: PackedStep) -> None:
+        """Build what all layers of a group share in this step."""
+        self._plans = tuple(self._backend.plan(spans) for spans in packed.spans)
+        self._slots = tuple(torch.from_numpy(spans.write_slots).to(self._device) for spans in packed.spans)
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        traits: LayerTraits,
+        window: int | None,
+    ) -> torch.Tensor:
+        group, reads = self._group_of[layer], self._reads[layer]
+        if reads == layer:
+            self._memory.write(layer, self._slots[group], key, value)
+        return self._plans[group].attend(query, self._memory.keys[reads], self._memory.values[reads], traits)
+
+
+class ModelRunner:
+    """Owns the model and its memory; one caller, one step at a time."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        self._loaded = loaded
+        self._device = loaded.device
+        self._memory = KVMemory(loaded.groups, loaded.num_blocks, loaded.dtype, loaded.device)
+        self.backend = choose_backend(loaded.groups, loaded.dtype, loaded.device, config.native_attention)
+        self._layers = PagedLayers(loaded, self._memory, self.backend)
+        self._cache = NotingCache(loaded.seat)
+        self._sampler = Sampler(loaded.vocab_size, loaded.device)
+        loaded.seat.handler = self._layers
+
+    def forget(self, sequence_id: int) -> None:
+        """Nothing is kept per sequence."""
+
+    @torch.inference_mode()
+    def run(self, step: Step) -> list[Sampled]:
+        """One forward pass; one `Sampled` for each chunk that samples, in order."""
+        self._memory.copy(step.copies)
+        packed = pack(step.chunks, self._loaded.groups)
+        self._layers.begin(packed)
+        rows, tiles = self._forward(packed)
+        return self._sample([chunk for chunk in step.chunks if chunk.samples], rows, tiles)
+
+    def _forward(self, packed: PackedStep) -> tuple[torch.Tensor, Tiles]:
+        """The rows that sample, and the way from them to their logits."""
+        loaded = self._loaded
+        columns = torch.from_numpy(packed.sampling_columns).to(self._device)
+        if loaded.tap is not None:
+            loaded.tap.columns = columns
+        output = loaded.model(
+            input_ids=torch.from_numpy(packed.token_ids).to(self._device).unsqueeze(0),
+            position_ids=torch.from_numpy(packed.positions).to(self._device).unsqueeze(0),
+            past_key_values=self._cache,
+            use_cache=False,
+        )
+        if loaded.tap is None:
+            return output.logits[0].index_select(0, columns), given_tiles
+        hidden = loaded.tap.take()
+        if loaded.head is None:
+            return output.logits[0], given_tiles
+        return hidden, loaded.head
+
+    def _sample(self, chunks: Sequence[Chunk], rows: torch.Tensor, tiles: Tiles) -> list[Sampled]:
+        """Greedy rows need no more than a running maximum; the others see their whole row, a few rows at a time."""
+        greedy = [i for i, chunk in enumerate(chunks) if is_plain_greedy(chunk.sampling)]
+        others = [i for i, chunk in enumerate(chunks) if not is_plain_greedy(chunk.sampling)]
+        tokens, logprobs = [0] * len(chunks), [0.0] * len(chunks)
+        if greedy:
+            token, logprob = pick_greedy(tiles, self._select(rows, greedy))
+            for i, t, p in zip(greedy, token.tolist(), logprob.tolist(), strict=True):
+                tokens[i], logprobs[i] = t, p
+        if others:
+            selected = self._select(rows, others)
+            wanted = [_sample_row(chunks[i]) for i in others]
+
+            def fill(part: slice, out: torch.Tensor) -> None:
+                fill_logits(tiles, selected[part], out)
+
+            for i, t, p in zip(others, *self._sampler.sample(wanted, fill), strict=True):
+                tokens[i], logprobs[i] = t, p
+        return [_sampled(*each) for each in zip(chunks, tokens, logprobs, strict=True)]
+
+    def _select(self, rows: torch.Tensor, indices: list[int]) -> torch.Tensor:
+        if len(indices) == len(rows):
+            return rows
+        return rows.index_select(0, torch.tensor(indices, device=self._device))
+
+
+def _sample_row(chunk: Chunk) -> SampleRow:
+    end = chunk.start + chunk.length
+    return SampleRow(chunk.sampling, chunk.sample_index, chunk.token_ids[:end], chunk.prompt_len)
+
+
+def _sampled(chunk: Chunk, token: int, logprob: float) -> Sampled:
+    if math.isfinite(logprob):
+        return Sampled(chunk.sequence_id, token, logprob)
+    position = chunk.start + chunk.length
+    return Sampled(chunk.sequence_id, 0, 0.0, error=f"the model's logits for position {position} are not finite")
