@@ -89,7 +89,7 @@ def _best_size(rows: list[RowCost], limits: CutLimits) -> int:
     return best or max(limits.min_rows, min(len(rows) - 1, limits.max_rows))
 
 
-def shared_lengths(values: Int64s, offsets: Int64s) -> Int64s:
+def shared_lengths(values: npt.NDArray[np.integer], offsets: Int64s) -> Int64s:
     """For each row of token ids (row i is values[offsets[i]:offsets[i+1]]) the number of leading ids that it shares
     with the row before it; 0 for the first."""
     lengths = np.diff(offsets)

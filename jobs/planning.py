@@ -1,0 +1,289 @@
+"""Make the plan of a job: one pass over the input, an external sort, one pass that cuts shards and writes the plan.
+
+    input -> encode rows -> spill, sorted -> common prefixes, cuts -> plan.parquet, one row group per shard
+                        \\-> ids, sorted -> no id twice
+
+Memory is that of some batches and of one shard, whatever the number of rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs.columns import Columns
+from jobs.intake import TOKENS_KEY, RowEncoder, binary_to_tokens
+from jobs.options import Order
+from jobs.planner import CutLimits, Int64s, RowCost, cached_lengths, cut_shards, shared_lengths
+from storage.errors import InputInvalid
+from storage.parquet.plan import PlanWriter
+from storage.parquet.reader import InputFiles
+from storage.parquet.schema import TOKENS
+from storage.parquet.sorting import ExternalSorter, repeats
+from storage.records import NewShard, PlanRecord
+
+READ_ROWS = 4096
+NAMED_DUPLICATES = 5
+DECODE_KEY = "decode_key"
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, rows done, rows in all) after each batch; stages are `read` and `write`. May raise to stop."""
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """The progress of nobody watching."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanTask:
+    """What to plan, and where: the plan goes to `path`, spill files below `scratch`."""
+
+    inputs: InputFiles
+    columns: Columns
+    rows: RowEncoder
+    path: Path
+    key: str  # what SQL calls the plan: its path relative to OUT
+    scratch: Path
+    limit: int | None
+    order: Order
+    cut: CutLimits
+    block_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A written plan: what SQL keeps of it, its shards, and what the user wants to know before the night."""
+
+    record: PlanRecord
+    shards: tuple[NewShard, ...]
+    columns: str
+    row_errors: dict[str, int]  # by error_code
+    num_outputs: int
+    longest_prompt: int
+
+
+@dataclass(slots=True)
+class _Totals:
+    rows: int = 0
+    outputs: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    bound_tokens: int = 0
+    longest: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
+    """Raises InputInvalid when the input as a whole cannot be used; then there is no plan file."""
+    total = task.inputs.num_rows if task.limit is None else min(task.limit, task.inputs.num_rows)
+    totals, shards = _Totals(), []
+    with ExitStack() as stack:
+        rows = stack.enter_context(_Ordered(task.rows.schema, task.order, task.scratch))
+        ids = _Ids(task.columns, stack, task.scratch)
+        for batch in _encoded(task):
+            rows.add(batch)
+            ids.add(batch)
+            totals.rows += batch.num_rows
+            progress("read", totals.rows, total)
+        ids.check()
+        writer = stack.enter_context(PlanWriter(task.path, task.columns.passed))
+        held = _Held()
+        costs = _costs(rows, held, totals, task)
+        for idx, cut in enumerate(cut_shards(costs, task.cut)):
+            batches = held.take(cut.num_rows)
+            shards.append(_shard(idx, writer.num_rows, cut.cost_tokens, batches))
+            writer.write_shard(_plan_batch(batch, writer.schema) for batch in batches)
+            progress("write", writer.num_rows, total)
+        assert writer.num_rows == totals.rows, "the shards do not partition the rows"
+        sha256 = writer.close()
+    record = PlanRecord(
+        path=task.key,
+        sha256=sha256,
+        num_rows=totals.rows,
+        prompt_tokens=totals.prompt_tokens,
+        predicted_cached_tokens=totals.cached_tokens,
+        lower_bound_tokens=totals.bound_tokens,
+    )
+    return Plan(
+        record=record,
+        shards=tuple(shards),
+        columns=task.columns.describe(),
+        row_errors=dict(totals.errors),
+        num_outputs=totals.outputs,
+        longest_prompt=totals.longest,
+    )
+
+
+def _encoded(task: PlanTask) -> Iterator[pa.RecordBatch]:
+    """The rows of the input, up to the limit, as `RowEncoder` makes them."""
+    wanted = dict.fromkeys((task.columns.source, *task.columns.passed.names, *task.columns.overrides))
+    if task.columns.id is not None:
+        wanted[task.columns.id] = None
+    ends = np.cumsum([file.num_rows for file in task.inputs.files])
+    row, left = 0, task.limit
+    for batch in task.inputs.batches(READ_ROWS, list(wanted)):
+        if left is not None:
+            batch = batch.slice(0, left)
+            left -= batch.num_rows
+        file_index = int(np.searchsorted(ends, row, side="right"))
+        in_file = row - (int(ends[file_index - 1]) if file_index else 0)
+        numbers = pa.array(np.arange(in_file, in_file + batch.num_rows)).cast(pa.string())
+        default_ids = pc.binary_join_element_wise(f"{file_index:05d}", numbers, ":")
+        yield from task.rows.encode(batch, row, default_ids)
+        row += batch.num_rows
+        if left == 0:
+            return
+
+
+class _Ordered:
+    """Rows in plan order, spilled to disk; the same rows by their tokens, for what the cache can save."""
+
+    def __init__(self, schema: pa.Schema, order: Order, scratch: Path) -> None:
+        self.order = order
+        self._keyed = schema.append(pa.field(DECODE_KEY, pa.int64()))
+        keys = {"prefix": TOKENS_KEY, "input": "row_index", "longest": DECODE_KEY}
+        self._rows = ExternalSorter(self._keyed, [keys[order]], scratch)
+        by_tokens = pa.schema([schema.field(TOKENS_KEY)])
+        self._by_tokens = None if order == "prefix" else ExternalSorter(by_tokens, [TOKENS_KEY], scratch)
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if self._by_tokens is not None:
+            self._by_tokens.add(batch.select([TOKENS_KEY]))
+        most_first = pc.negate(batch["decode_tokens"])
+        self._rows.add(pa.RecordBatch.from_arrays([*batch.columns, most_first], schema=self._keyed))
+
+    def sorted(self) -> Iterator[pa.RecordBatch]:
+        return self._rows.sorted()
+
+    def by_tokens(self) -> Iterator[pa.RecordBatch]:
+        """Only for orders in which the rows themselves do not come by their tokens."""
+        assert self._by_tokens is not None, "rows in prefix order are sorted once"
+        return self._by_tokens.sorted()
+
+    def __enter__(self) -> _Ordered:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._rows.close()
+        if self._by_tokens is not None:
+            self._by_tokens.close()
+
+
+class _Ids:
+    """Finds ids that come twice. Ids that we make ourselves are unique; only a column can hold duplicates."""
+
+    def __init__(self, columns: Columns, stack: ExitStack, scratch: Path) -> None:
+        self._column = columns.id
+        schema = pa.schema([("custom_id", pa.string()), ("row_index", pa.int64())])
+        self._sorter = stack.enter_context(ExternalSorter(schema, ["custom_id"], scratch))
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        if self._column is not None:
+            self._sorter.add(batch.select(["custom_id", "row_index"]))
+
+    def check(self) -> None:
+        """Raises InputInvalid (`duplicate_id`) that names the first ids and their rows."""
+        found: dict[str, list[int]] = {}
+        num_repeats, before = 0, -1
+        for batch, again in repeats(self._sorter.sorted(), ["custom_id"]):
+            rows = batch["row_index"]
+            for i in np.flatnonzero(again):
+                custom_id = batch["custom_id"][int(i)].as_py()
+                if custom_id not in found and len(found) == NAMED_DUPLICATES:
+                    break
+                first = rows[int(i) - 1].as_py() if i else before
+                found.setdefault(custom_id, [first]).append(rows[int(i)].as_py())
+            num_repeats += int(again.sum())
+            before = rows[-1].as_py()
+        if found:
+            named = "; ".join(f"{custom_id!r} in rows {', '.join(map(str, at[:4]))}" for custom_id, at in found.items())
+            raise InputInvalid(
+                "duplicate_id",
+                f"the id column {self._column!r} has {num_repeats} repeated ids: {named} (rows count from 0); "
+                "make them unique, or name another column with --id-column",
+            )
+
+
+class _Held:
+    """Ordered batches that have not gone to a shard yet."""
+
+    def __init__(self) -> None:
+        self._batches: deque[pa.RecordBatch] = deque()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self._batches.append(batch)
+
+    def take(self, num_rows: int) -> list[pa.RecordBatch]:
+        """Remove the first `num_rows` rows; they are there."""
+        taken = []
+        while num_rows:
+            batch = self._batches.popleft()
+            if batch.num_rows > num_rows:
+                self._batches.appendleft(batch.slice(num_rows))
+                batch = batch.slice(0, num_rows)
+            taken.append(batch)
+            num_rows -= batch.num_rows
+        return taken
+
+
+def _costs(rows: _Ordered, held: _Held, totals: _Totals, task: PlanTask) -> Iterator[RowCost]:
+    """What each row costs, in plan order; holds the rows for the shard that they will go to."""
+    in_prefix_order = rows.order == "prefix"
+    if not in_prefix_order:
+        for _, lengths, shared in _with_shared(rows.by_tokens()):
+            _count_tokens(totals, lengths, shared, task.block_size)
+    for batch, lengths, shared in _with_shared(rows.sorted()):
+        held.add(batch)
+        if in_prefix_order:
+            _count_tokens(totals, lengths, shared, task.block_size)
+        codes = pc.value_counts(batch["error_code"].drop_null()).to_pylist()
+        totals.errors.update({each["values"]: each["counts"] for each in codes})
+        totals.outputs += pc.sum(batch["num_outputs"]).as_py()
+        computed = lengths - cached_lengths(lengths, shared, task.block_size) + batch["decode_tokens"].to_numpy()
+        yield from map(RowCost, computed.tolist(), shared.tolist())
+
+
+def _with_shared(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, Int64s, Int64s]]:
+    """Batches with prompt lengths and the tokens that each row shares with the row before it, over batch borders."""
+    last = pa.array([b""], pa.binary())
+    for batch in batches:
+        if batch.num_rows == 0:
+            continue
+        column = batch[TOKENS_KEY]
+        values, offsets = binary_to_tokens(pa.concat_arrays([last, column]))
+        yield batch, np.diff(offsets)[1:], shared_lengths(values, offsets)[1:]
+        last = column.slice(len(column) - 1)
+
+
+def _count_tokens(totals: _Totals, lengths: Int64s, shared: Int64s, block_size: int) -> None:
+    totals.prompt_tokens += int(lengths.sum())
+    totals.cached_tokens += int(cached_lengths(lengths, shared, block_size).sum())
+    totals.bound_tokens += int((lengths - shared).sum())  # the edges of the prefix tree
+    totals.longest = max(totals.longest, int(lengths.max(initial=0)))
+
+
+def _shard(idx: int, row_lo: int, cost_tokens: int, batches: list[pa.RecordBatch]) -> NewShard:
+    return NewShard(
+        idx=idx,
+        row_lo=row_lo,
+        row_hi=row_lo + sum(batch.num_rows for batch in batches),
+        cost_tokens=cost_tokens,
+        num_outputs=sum(pc.sum(batch["num_outputs"]).as_py() for batch in batches),
+    )
+
+
+def _plan_batch(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of the plan, with token ids as a list; null for a row with an error."""
+    values, offsets = binary_to_tokens(batch[TOKENS_KEY])
+    failed = pc.is_valid(batch["error_code"])
+    token_ids = pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(values), type=TOKENS)
+    token_ids = pc.if_else(failed, pa.scalar(None, TOKENS), token_ids)
+    columns = [token_ids if name == "prompt_token_ids" else batch[name] for name in schema.names]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
