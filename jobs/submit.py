@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from jobs.prompts import PromptEncoder
 from jobs.sampling import SamplingInvalid, check_overrides
 from jobs.settings import Settings
 from storage import layout
+from storage.durable import move, sync_folder
 from storage.errors import Fenced, InputInvalid, JobConflict, OutputConflict, StorageError
 from storage.output import Owner, drop_output, sweep, take_output
 from storage.parquet.reader import InputFiles, open_input
@@ -73,7 +75,7 @@ def dry_run(options: SubmitOptions, settings: Settings, progress: Progress = sil
     """All of the checking and planning; registers nothing and leaves nothing. Raises InputInvalid, ModelUnknown."""
     request = _check(options, settings)
     with tempfile.TemporaryDirectory(prefix="nightmill-") as scratch:
-        return make_plan(_task(request, Path(scratch), layout.PLAN), progress)
+        return make_plan(_task(request, Path(scratch) / "plan.parquet"), progress)
 
 
 def submit(
@@ -99,7 +101,7 @@ def submit(
 def _check(options: SubmitOptions, settings: Settings) -> _Request:
     inputs = open_input(options.inputs)
     columns = choose_columns(inputs.schema, options)
-    model = resolve_model(options.model, options.model_revision, settings.home)
+    model = resolve_model(options.model, options.model_revision, settings.home, dtype=settings.dtype)
     encoder = PromptEncoder.open(model.path)
     try:
         check_overrides(options.sampling.as_spec(), encoder.vocab_size)
@@ -206,15 +208,16 @@ def _plan(job: Job, epoch: int, request: _Request, repository: Repository, progr
     try:
         take_output(request.out, request.owner)
         sweep(request.out)  # what an interrupted planning left
-        # Named with the epoch: a planner that lost its lease never writes over the plan of the next.
-        key = layout.PLAN.replace(".parquet", f".e{epoch}.parquet")
-        renewing = _renewing(
-            lambda: repository.renew_job(job.id, epoch, request.settings.lease_seconds), request.settings
-        )
-        watched = _both(renewing, progress)
-        plan = make_plan(_task(request, request.out, key), watched)
+        # Written under the epoch's own name: a planner that lost its lease does not reach the plan of the next.
+        draft = request.out / layout.PLAN.replace(".parquet", f".e{epoch}.parquet")
+        renew = partial(repository.renew_job, job.id, epoch, request.settings.lease_seconds)
+        watched = _both(_renewing(renew, request.settings.heartbeat_seconds), progress)
+        plan = make_plan(_task(request, draft), watched)
         if open_input(request.options.inputs).fingerprint != request.inputs.fingerprint:
             raise InputInvalid("changed", "the input was changed while it was read; submit again when it is complete")
+        renew()
+        move(draft, request.out / layout.PLAN)
+        sync_folder(draft.parent)
         return plan, repository.queue_job(job.id, epoch, plan.record, plan.shards)
     except BaseException as error:
         with suppress(StorageError):  # the first error is the one to tell
@@ -232,7 +235,7 @@ def _withdraw(job: Job, epoch: int, request: _Request, repository: Repository, w
     drop_output(request.out, request.owner)
 
 
-def _task(request: _Request, root: Path, key: str) -> PlanTask:
+def _task(request: _Request, path: Path) -> PlanTask:
     options, settings = request.options, request.settings
     # Half a batch target: smaller shards would be claimed and committed more often than they keep a batch full.
     min_rows = max(1, settings.max_sequences // 2)
@@ -240,9 +243,9 @@ def _task(request: _Request, root: Path, key: str) -> PlanTask:
         inputs=request.inputs,
         columns=request.columns,
         rows=request.rows,
-        path=root / key,
-        key=key,
-        scratch=(root / key).parent,
+        path=path,
+        key=layout.PLAN,
+        scratch=path.parent,
         limit=options.limit,
         order=options.order,
         cut=CutLimits(
@@ -263,13 +266,13 @@ def _me() -> str:
     return f"submit-{os.getpid()}@{socket.gethostname()}"
 
 
-def _renewing(renew: Callable[[], None], settings: Settings) -> Progress:
+def _renewing(renew: Callable[[], None], every_seconds: float) -> Progress:
     """Progress that keeps the right to plan."""
     last = time.monotonic()
 
     def tick(stage: str, done: int, total: int) -> None:
         nonlocal last
-        if time.monotonic() - last >= settings.heartbeat_seconds:
+        if time.monotonic() - last >= every_seconds:
             renew()
             last = time.monotonic()
 
