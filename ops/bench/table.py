@@ -1,0 +1,78 @@
+"""Result lines as a Markdown table: medians over rounds, and how many times faster than the comparison.
+
+    python -m ops.bench.table [--results FILE] [--readme README.md]
+
+With --readme the table replaces what stands between the two `bench` marks of that file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from ops.bench.workloads import BENCH
+
+BASELINE = "transformers-cb"
+KEY = ("model", "workload", "rows", "new_tokens_per_row")
+MARKS = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+
+def render(lines: list[dict[str, Any]]) -> str:
+    """One row per model and workload, one column per engine; the ratio is ours over the comparison."""
+    if not lines:
+        return "no results yet: run `make bench`"
+    engines = sorted({line["engine"] for line in lines})
+    cells: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        cells[tuple(line[name] for name in KEY)][line["engine"]].append(line)
+    header = ["model", "workload", "rows x new", *(f"{engine} tok/s" for engine in engines), "ratio", "hit rate"]
+    table = [header, ["---"] * len(header)]
+    for (model, workload, rows, new_tokens), by_engine in sorted(cells.items()):
+        speeds = {engine: statistics.median(line["tok_s"] for line in found) for engine, found in by_engine.items()}
+        ours = by_engine.get("nightmill", [])
+        table.append(
+            [
+                model,
+                workload,
+                f"{rows} x {new_tokens}",
+                *(f"{speeds[engine]:.1f}" if engine in speeds else "" for engine in engines),
+                f"{speeds['nightmill'] / speeds[BASELINE]:.1f}x" if {"nightmill", BASELINE} <= set(speeds) else "",
+                f"{100 * ours[-1]['cached_tokens'] / ours[-1]['prompt_tokens']:.1f} %" if ours else "",
+            ]
+        )
+    rows_text = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    return f"{rows_text}\n\n{_conditions(lines)}"
+
+
+def _conditions(lines: list[dict[str, Any]]) -> str:
+    last = lines[-1]
+    rounds = len({line["round"] for line in lines})
+    return (
+        f"Median of {rounds} round(s); {last['cpu']}, {last['threads']} threads, {last['dtype']}, "
+        f"torch {last['torch']}, transformers {last['transformers']}, Python {last['python']}; measured {last['measured_at'][:10]}. "
+        "tok/s counts new tokens over the whole batch, prefill included, loading left out."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Print the results as a table, or put it into a README.")
+    parser.add_argument("--results", type=Path, default=BENCH / "results.jsonl")
+    parser.add_argument("--readme", type=Path)
+    options = parser.parse_args()
+    lines = [json.loads(line) for line in options.results.read_text().splitlines()]
+    table = render(lines)
+    print(table)
+    if options.readme:
+        text, count = MARKS.subn(lambda marks: f"{marks[1]}{table}\n{marks[2]}", options.readme.read_text())
+        if count != 1:
+            raise SystemExit(f"{options.readme} has no <!-- bench --> ... <!-- /bench --> marks")
+        options.readme.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
