@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
 StopCheck = Callable[[int], bool]
 """Called with every new token id of one sequence, in order; True ends the sequence with this token."""
@@ -50,7 +51,7 @@ class GroupCounters:
     """What one sequence did to the blocks of one layer group."""
 
     allocated: int = 0  # blocks taken fresh from the pool
-    shared: int = 0  # blocks taken from the cache instead
+    shared: int = 0  # blocks taken from the cache: instead of computing them, or for an equal one just computed
     copied: int = 0  # blocks copied because they could not be shared
     evicted: int = 0  # cached blocks that lost their content to this sequence's allocations
     evicted_unused: int = 0  # of these, the ones that nobody had taken from the cache
@@ -82,6 +83,20 @@ class Counters:
     preemptions: int = 0
     engine_seconds: float = 0.0  # this sequence's share of the steps that it was part of
     groups: tuple[GroupCounters, ...] = ()
+
+    def __add__(self, other: Counters) -> Counters:
+        """The sum, group by group; one side may have no groups."""
+        return Counters(
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            cached_tokens=self.cached_tokens + other.cached_tokens,
+            computed_tokens=self.computed_tokens + other.computed_tokens,
+            completion_tokens=self.completion_tokens + other.completion_tokens,
+            forked_tokens=self.forked_tokens + other.forked_tokens,
+            recomputed_tokens=self.recomputed_tokens + other.recomputed_tokens,
+            preemptions=self.preemptions + other.preemptions,
+            engine_seconds=self.engine_seconds + other.engine_seconds,
+            groups=tuple(a + b for a, b in zip_longest(self.groups, other.groups, fillvalue=GroupCounters())),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

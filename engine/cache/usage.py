@@ -1,0 +1,74 @@
+"""How many blocks each job has in use: a block that k jobs use is charged 1/k to each. Kept up incrementally."""
+
+from __future__ import annotations
+
+from engine.stats import BlockUse
+
+
+class _JobUse:
+    """One job's charge in one group, now and over the steps in which it had any."""
+
+    __slots__ = ("now", "num_steps", "peak", "total")
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.peak = 0.0
+        self.total = 0.0  # blocks x steps
+        self.num_steps = 0
+
+
+class GroupUse:
+    """The charges of one group."""
+
+    __slots__ = ("_jobs", "_users")
+
+    def __init__(self, num_blocks: int) -> None:
+        self._jobs: dict[str, _JobUse] = {}
+        self._users: list[dict[str, int]] = [{} for _ in range(num_blocks)]  # per block: job -> references
+
+    def add(self, block: int, job: str) -> None:
+        users = self._users[block]
+        if job in users:
+            users[job] += 1
+            return
+        self._recharge(users, -1.0)
+        users[job] = 1
+        if job not in self._jobs:
+            self._jobs[job] = _JobUse()
+        self._recharge(users, 1.0)
+
+    def remove(self, block: int, job: str) -> None:
+        users = self._users[block]
+        if users[job] > 1:
+            users[job] -= 1
+            return
+        self._recharge(users, -1.0)
+        del users[job]
+        self._recharge(users, 1.0)
+
+    def _recharge(self, users: dict[str, int], sign: float) -> None:
+        for job in users:
+            self._jobs[job].now += sign / len(users)
+
+    def record_step(self) -> None:
+        """Note the charges of this moment: once per step, with its blocks allocated."""
+        for use in self._jobs.values():
+            if use.now > 1e-9:
+                use.peak = max(use.peak, use.now)
+                use.total += use.now
+                use.num_steps += 1
+            else:
+                use.now = 0.0  # drops what rounding left over
+
+    def of(self, job: str) -> BlockUse:
+        use = self._jobs.get(job)
+        if use is None or not use.num_steps:
+            return BlockUse()
+        return BlockUse(peak=use.peak, mean=use.total / use.num_steps)
+
+    def check_integrity(self, ref: list[int]) -> None:
+        for block, users in enumerate(self._users):
+            assert sum(users.values()) == ref[block], f"block {block} is charged to the wrong number of users"
+        in_use = sum(1 for users in self._users if users)
+        charged = sum(use.now for use in self._jobs.values())
+        assert abs(in_use - charged) < 1e-6, "the jobs' charges do not add up to the blocks in use"

@@ -1,0 +1,100 @@
+"""A runner without a model that notices every mistake in the tables.
+
+It keeps "KV" like a real one: each position of each group's block stores the hash of all tokens up to there. A token is
+sampled from that hash after reading the whole visible context back through the tables, so a wrong block, a stale one,
+or one written too early changes the tokens, or fails on the spot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from engine.cache.groups import LayerGroup
+from engine.cache.pool import BlockPool
+from engine.step import NULL_BLOCK, Chunk, Sampled, Step
+
+VOCAB = 50
+
+
+def digest(before: int, token: int) -> int:
+    data = before.to_bytes(8, "little") + token.to_bytes(8, "little", signed=True)
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+
+
+def next_token(prefix_digest: int, sample_index: int) -> int:
+    return digest(prefix_digest, sample_index) % VOCAB
+
+
+def reference(
+    prompt: Sequence[int], max_tokens: int, stop_ids: frozenset[int] = frozenset(), sample_index: int = 0
+) -> tuple[int, ...]:
+    """What must come out, computed without any cache."""
+    state, generated = 0, list[int]()
+    for token in prompt:
+        state = digest(state, token)
+    while len(generated) < max_tokens:
+        token = next_token(state, sample_index)
+        if token in stop_ids:
+            break
+        generated.append(token)
+        state = digest(state, token)
+    return tuple(generated)
+
+
+class FakeRunner:
+    """`pools`, when given, lets it check that no shared or registered block is ever written."""
+
+    def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[BlockPool] = ()) -> None:
+        self.groups = groups
+        self.pools = pools
+        self.kv: list[dict[tuple[int, int], int]] = [{} for _ in groups]
+        self.num_steps = 0
+        self.forgotten: list[int] = []
+        self.bad_sequences: set[int] = set()
+        self.fails_at_step: int | None = None
+        self.largest_step = 0
+
+    def run(self, step: Step) -> list[Sampled]:
+        self.num_steps += 1
+        self.largest_step = max(self.largest_step, step.num_tokens)
+        if self.num_steps == self.fails_at_step:
+            raise RuntimeError("the device is gone")
+        ends = [self._run_chunk(chunk) for chunk in step.chunks]
+        return [
+            Sampled(
+                sequence_id=chunk.sequence_id,
+                token_id=next_token(end, chunk.sample_index),
+                logprob=-0.5,
+                error="logits are not finite" if chunk.sequence_id in self.bad_sequences else None,
+            )
+            for chunk, end in zip(step.chunks, ends, strict=True)
+            if chunk.samples
+        ]
+
+    def forget(self, sequence_id: int) -> None:
+        self.forgotten.append(sequence_id)
+
+    def _run_chunk(self, chunk: Chunk) -> int:
+        assert chunk.length > 0, "an empty chunk was scheduled"
+        assert chunk.samples == (chunk.start + chunk.length == len(chunk.token_ids))
+        state = 0
+        for position in range(chunk.start + chunk.length):
+            state = digest(state, chunk.token_ids[position])
+            for group, table, kv in zip(self.groups, chunk.tables, self.kv, strict=True):
+                index, offset = divmod(position, group.block_size)
+                block = table[index]
+                if position >= chunk.start:
+                    self._check_writable(group, block)
+                    kv[block, offset] = state
+                elif group.window is None or position > chunk.start - group.window:
+                    assert block != NULL_BLOCK, f"position {position} of group {group.index} is visible but was dropped"
+                    assert kv.get((block, offset)) == state, f"position {position} of group {group.index} holds another"
+        return state
+
+    def _check_writable(self, group: LayerGroup, block: int) -> None:
+        assert block != NULL_BLOCK, "a write goes to the NULL block"
+        if self.pools:
+            pool = self.pools[group.index]
+            assert pool.ref[block] == 1, "a write goes to a shared block"
+            assert pool.node[block] is None, "a write goes to a registered block"
