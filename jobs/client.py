@@ -1,17 +1,91 @@
-"""What the commands do, without printing: ask about jobs, and wait for them. `nightmill` exports it."""
+"""What the commands do, without printing: submit a job, ask about it, wait for it. `nightmill` exports it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from jobs import report
-from jobs.place import Place
+from jobs.exits import Interrupted, TimedOut, UsageError
+from jobs.place import Place, find
 from storage.records import Job, JobId, Shard
 from storage.states import ShardState
 
 if TYPE_CHECKING:
+    from jobs.options import SubmitOptions
+    from jobs.planning import Progress
+    from jobs.submit import Submitted
     from storage.repository import Repository
+
+Check = Callable[[], None]
+
+
+def place_for(engine: Mapping[str, Any]) -> Place:
+    """Where to submit. `engine` replaces settings of the engine, which only the process that starts it can honour.
+
+    Raises UsageError when the engine is started by somebody else: then the options would do nothing.
+    """
+    place = find(engine)
+    if engine and not place.settings.embedded:
+        raise UsageError(
+            f"{_names(engine)} belong to the worker: give them to `nightmill worker`, as NIGHTMILL_ variables"
+        )
+    if engine and place.owner_alive:
+        raise UsageError(
+            f"{_names(engine)} cannot be honoured: the engine in {place.settings.home} runs already, for another submit;"
+            " wait for its end, or set NIGHTMILL_HOME to another directory"
+        )
+    return place
+
+
+def submit(options: SubmitOptions, place: Place, repository: Repository, progress: Progress) -> Submitted:
+    """Plan and queue the job. In real mode its first hints are sent; in embedded mode the owner sends them.
+
+    Raises InputInvalid, ModelUnknown, OutputConflict, JobConflict, BrokerDown, DatabaseDown.
+    """
+    from jobs.submit import submit as plan_and_queue
+
+    if place.settings.embedded:
+        return plan_and_queue(options, repository, place.settings, progress)
+    from jobs.monitor.broker import require_broker
+    from jobs.reconciler import make_dispatcher
+
+    require_broker(place.broker_url)  # before anything is written
+    submitted = plan_and_queue(options, repository, place.settings, progress)
+    make_dispatcher(place.settings, repository, place.broker_url).fill()
+    return submitted
+
+
+@contextmanager
+def at_work(place: Place, job: Job) -> Iterator[Check]:
+    """In embedded mode broker, reconciler and worker run while the block does; in real mode others see to that.
+
+    Yields a check to be called now and then. Raises OwnerMissing; Interrupted on Ctrl-C, with what goes on.
+    """
+    if not place.settings.embedded:
+        try:
+            yield lambda: None
+        except KeyboardInterrupt:
+            follow = f"nightmill watch {job.id}` follows it, `nightmill cancel {job.id}` ends it"
+            raise Interrupted(f"job {job.id} goes on: `{follow}") from None
+        return
+    from jobs.embedded import running
+
+    try:
+        with running(place.settings) as check:
+            yield check
+    except KeyboardInterrupt:
+        raise Interrupted(f"job {job.id} is interrupted; {_what_now(place, job)}") from None
+    except TimedOut:
+        raise TimedOut(f"job {job.id} has not ended in time; {_what_now(place, job)}") from None
+
+
+def _what_now(place: Place, job: Job) -> str:
+    """What becomes of a job of embedded mode when this command leaves."""
+    if place.owner_alive:
+        return f"another submit keeps it running: `nightmill watch {job.id}` follows it"
+    return "its finished rows are kept, and the same command resumes it"
 
 
 def status(place: Place, repository: Repository, job_id: int) -> dict[str, Any]:
@@ -38,3 +112,9 @@ def missing(place: Place, repository: Repository, job: Job, shards: Sequence[Sha
     settings = place.settings
     live = repository.workers(max_age_seconds=settings.worker_stale_seconds)
     return report.missing_processes(job, shards, live, embedded=settings.embedded, owner_alive=place.owner_alive)
+
+
+def _names(engine: Mapping[str, Any]) -> str:
+    """The engine options as the user wrote them."""
+    flags = {name: name.replace("_", "-") for name in engine}
+    return ", ".join(f"--no-{flag}" if engine[name] is False else f"--{flag}" for name, flag in flags.items())

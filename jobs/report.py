@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from storage.records import GroupStats, Job, RunStats, Shard, ShardId, WorkerRecord
 from storage.states import JOB_FINAL, SHARD_OPEN, ShardState
+
+if TYPE_CHECKING:
+    from jobs.planning import Plan
 
 
 def row_counts(job: Job, shards: Sequence[Shard], sealed: Mapping[ShardId, int]) -> dict[str, int]:
@@ -74,6 +77,22 @@ def status(
         "error": job.error,
         "missing": list(missing),
     }
+
+
+def plan_lines(plan: Plan) -> list[str]:
+    """What submit says about a new plan before the night begins."""
+    record = plan.record
+    share = record.predicted_cached_tokens / record.prompt_tokens if record.prompt_tokens else 0.0
+    lines = [
+        f"columns: {plan.columns}",
+        f"plan: {record.num_rows:,} rows ({plan.num_outputs:,} outputs) in {len(plan.shards):,} shards",
+        f"prompts: {record.prompt_tokens:,} tokens, the longest {plan.longest_prompt:,};"
+        f" predicted hit rate {share:.1%}, at least {record.lower_bound_tokens:,} tokens to compute",
+    ]
+    if plan.row_errors:
+        errors = ", ".join(f"{count:,} {code}" for code, count in sorted(plan.row_errors.items()))
+        lines.append(f"rows with errors: {errors}; they come out as errored rows, the others run")
+    return lines
 
 
 def hit_rate(stats: RunStats) -> float | None:

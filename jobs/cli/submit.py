@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from jobs.cli.run import Run, submit_and_wait
 from jobs.exits import UsageError
 
 INPUT, SAMPLING, PLAN, ENGINE, CONTROL = "Input", "Sampling", "Plan", "Engine (embedded mode)", "Control"
@@ -76,8 +75,15 @@ def submit(
 
     The plan is printed on stderr, the job id on stdout.
     """
+    from jobs import client
+    from jobs.cli import submission
     from jobs.options import SHARD_TOKENS, SubmitOptions
     from jobs.sampling import Sampling, check_overrides
+
+    if "://" in str(output) or str(output).startswith("s3:/"):
+        raise UsageError(
+            f"the output {output} is no local directory; s3:// and other remote outputs are not supported yet"
+        )
 
     sampling = {
         "max_tokens": max_tokens,
@@ -121,4 +127,8 @@ def submit(
     except ValueError as error:
         raise UsageError(str(error)) from error
     given = {name: value for name, value in engine.items() if value is not None}
-    raise typer.Exit(submit_and_wait(Run(options, given, dry_run=dry_run, wait=wait, wait_timeout=wait_timeout)))
+    if dry_run:
+        submission.show_plan(options, client.place_for(given))
+        return
+    waits = wait or wait_timeout is not None
+    raise typer.Exit(submission.run(options, client.place_for(given), waits=waits, timeout=wait_timeout))

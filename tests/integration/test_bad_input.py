@@ -1,0 +1,267 @@
+"""Bad input gets a clear message, the documented exit code, and leaves nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.integration.program import Program
+
+pytestmark = pytest.mark.integration
+
+GOOD = {"prompt": ["w1 w2", "w3", "w4 w5 w6"]}
+
+
+def write(path: Path, columns: dict[str, Any]) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def missing_file(folder: Path) -> Path:
+    return folder / "absent.parquet"
+
+
+def not_parquet(folder: Path) -> Path:
+    (folder / "notes.parquet").write_text("row,prompt\n" * 10)
+    return folder / "notes.parquet"
+
+
+def truncated(folder: Path) -> Path:
+    path = write(folder / "cut.parquet", GOOD)
+    path.write_bytes(path.read_bytes()[:-20])
+    return path
+
+
+def missing_column(folder: Path) -> Path:
+    return write(folder / "other.parquet", {"question": ["w1"]})
+
+
+def wrong_type(folder: Path) -> Path:
+    return write(folder / "numbers.parquet", {"prompt": [1, 2]})
+
+
+def duplicate_ids(folder: Path) -> Path:
+    return write(folder / "twice.parquet", {**GOOD, "custom_id": ["a", "b", "a"]})
+
+
+def two_prompts(folder: Path) -> Path:
+    return write(folder / "both.parquet", {**GOOD, "prompt_token_ids": [[1], [2], [3]]})
+
+
+def no_rows(folder: Path) -> Path:
+    return write(folder / "empty.parquet", {"prompt": pa.array([], pa.string())})
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], code: int, words: Sequence[str]) -> None:
+    assert done.returncode == code, done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def jobs(program: Program) -> list[dict[str, Any]]:
+    listed = program.nightmill("list", "--json")
+    assert listed.returncode == 0, listed.stderr
+    return [json.loads(line) for line in listed.stdout.splitlines()]
+
+
+def output(program: Program) -> list[dict[str, Any]]:
+    return pq.read_table(program.folder / "OUT" / "data").to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (missing_file, ["absent.parquet"]),
+        (not_parquet, ["notes.parquet", "not a Parquet file"]),
+        (truncated, ["cut.parquet", "damaged"]),
+        (missing_column, ["question", "--prompt-column"]),
+        (wrong_type, ["prompt", "int64", "string"]),
+        (duplicate_ids, ["'a'", "0, 2"]),
+        (two_prompts, ["prompt", "prompt_token_ids", "--prompt-column"]),
+        (no_rows, ["empty.parquet", "no rows"]),
+    ],
+)
+def test_an_input_that_cannot_be_used_ends_with_3_and_writes_nothing(
+    program: Program, tiny_model: Path, make: Callable[[Path], Path], words: list[str]
+) -> None:
+    done = program.submit(make(program.folder), "-o", "OUT", "--model", tiny_model)
+
+    assert_refused(done, 3, words)
+    assert not (program.folder / "OUT").exists()
+    assert {job["state"] for job in jobs(program)} <= {"failed"}  # what was found while planning stays in the history
+
+
+def test_a_named_column_that_is_absent_ends_with_3(program: Program, tiny_model: Path) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+
+    done = program.submit(good, "-o", "OUT", "--model", tiny_model, "--id-column", "key")
+
+    assert_refused(done, 3, ["--id-column", "key"])
+    assert not (program.folder / "OUT").exists()
+
+
+def test_a_remote_path_is_refused_by_name(program: Program, tiny_model: Path) -> None:
+    assert_refused(program.submit("s3://bucket/in.parquet", "-o", "OUT", "--model", tiny_model), 3, ["s3://"])
+
+
+def test_a_remote_output_is_refused_by_name(program: Program, tiny_model: Path) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+
+    assert_refused(program.submit(good, "-o", "s3://bucket/out", "--model", tiny_model), 2, ["s3://"])
+
+
+@pytest.mark.parametrize("model", ["no-such-org/no-such-model", "./no-such-folder"])
+def test_an_unknown_model_ends_with_3_and_writes_nothing(program: Program, model: str) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+
+    assert_refused(program.submit(good, "-o", "OUT", "--model", model), 3, [model])
+    assert not (program.folder / "OUT").exists()
+
+
+def test_an_unknown_option_is_refused_by_name(program: Program, tiny_model: Path) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+
+    assert_refused(program.submit(good, "-o", "OUT", "--model", tiny_model, "--best-of", "3"), 2, ["--best-of"])
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--temperature", "-1"), ("--top-p", "2"), ("--max-tokens", "0"), ("--limit", "0")]
+)
+def test_an_option_out_of_range_is_named_with_its_value(
+    program: Program, tiny_model: Path, flag: str, value: str
+) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+
+    done = program.submit(good, "-o", "OUT", "--model", tiny_model, flag, value)
+
+    assert_refused(done, 2, [flag.removeprefix("--").replace("-", "_") if flag != "--limit" else flag, value])
+    assert not (program.folder / "OUT").exists()
+
+
+def test_an_output_below_a_file_cannot_be_written(program: Program, tiny_model: Path) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+    (program.folder / "file").write_text("")
+
+    assert_refused(program.submit(good, "-o", "file/OUT", "--model", tiny_model), 9, ["file/OUT"])
+    assert jobs(program) == []
+
+
+def test_an_output_folder_with_other_files_is_left_alone(program: Program, tiny_model: Path) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+    (program.folder / "OUT").mkdir()
+    (program.folder / "OUT" / "thesis.txt").write_text("mine")
+
+    assert_refused(program.submit(good, "-o", "OUT", "--model", tiny_model), 9, ["OUT"])
+    assert [path.name for path in (program.folder / "OUT").iterdir()] == ["thesis.txt"]
+
+
+def test_an_output_folder_of_another_job_is_left_alone(program: Program, tiny_model: Path) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+    first = program.submit(good, "-o", "OUT", "--model", tiny_model, "--max-tokens", "4")
+    assert first.returncode == 0, first.stderr
+    before = output(program)
+
+    done = program.submit(good, "-o", "OUT", "--model", tiny_model, "--max-tokens", "5")
+
+    assert_refused(done, 9, ["OUT", "max_tokens"])
+    assert output(program) == before
+    assert len(jobs(program)) == 1
+
+
+def test_a_row_that_cannot_be_used_is_an_error_of_that_row_alone(program: Program, tiny_model: Path) -> None:
+    rows = write(program.folder / "in.parquet", {"prompt": ["w1", None, "", " ".join(["w2"] * 40), "w3"]})
+
+    done = program.submit(rows, "-o", "OUT", "--model", tiny_model, "--max-tokens", "4")
+
+    assert done.returncode == 4, done.stderr
+    told = output(program)
+    assert [row["status"] for row in told] == ["succeeded", "errored", "errored", "errored", "succeeded"]
+    assert [row["error_code"] for row in told[1:4]] == ["invalid_request", "invalid_request", "context_length"]
+    assert "null" in told[1]["error_message"]
+    assert "empty" in told[2]["error_message"]
+    assert "32" in told[3]["error_message"]
+
+
+def test_a_job_of_which_every_row_fails_has_failed(program: Program, tiny_model: Path) -> None:
+    rows = write(program.folder / "in.parquet", {"prompt": [None, ""]})
+
+    done = program.submit(rows, "-o", "OUT", "--model", tiny_model)
+
+    assert done.returncode == 5, done.stderr
+    assert [job["state"] for job in jobs(program)] == ["failed"]
+
+
+def test_a_model_that_cannot_be_served_fails_the_job_and_names_the_layer(
+    program: Program, recurrent_model: Path
+) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+    real = replace(program, settings={"NIGHTMILL_ENGINE_FACTORY": "jobs.engines:real_engine"})
+
+    done = real.submit(good, "-o", "OUT", "--model", recurrent_model, "--max-tokens", "4")
+
+    assert done.returncode == 5, done.stderr
+    assert "layer" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def real_mode(program: Program, **addresses: str) -> Program:
+    return replace(program, settings={f"NIGHTMILL_{name.upper()}_URL": value for name, value in addresses.items()})
+
+
+def test_one_address_without_the_other_is_a_usage_error_that_names_the_missing_one(
+    program: Program, tiny_model: Path
+) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+    half = real_mode(program, broker="redis://127.0.0.1:1/0")
+
+    assert_refused(half.submit(good, "-o", "OUT", "--model", tiny_model), 2, ["NIGHTMILL_DATABASE_URL is not"])
+
+
+def test_a_broker_out_of_reach_ends_with_8_and_writes_nothing(program: Program, tiny_model: Path) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+    database = f"sqlite:///{program.folder}/jobs.db"
+    real = real_mode(program, broker="redis://:secret@127.0.0.1:1/0", database=database)
+    assert real.nightmill("db", "upgrade").returncode == 0
+
+    done = real.submit(good, "-o", "OUT", "--model", tiny_model)
+
+    assert_refused(done, 8, ["broker", "127.0.0.1:1"])
+    assert "secret" not in done.stderr
+    assert not (program.folder / "OUT").exists()
+    assert jobs(real) == []
+
+
+def test_a_database_out_of_reach_ends_with_8_and_writes_nothing(program: Program, tiny_model: Path) -> None:
+    good = write(program.folder / "in.parquet", GOOD)
+    real = real_mode(program, broker="redis://127.0.0.1:1/0", database="postgresql://me:secret@127.0.0.1:1/db")
+
+    done = real.submit(good, "-o", "OUT", "--model", tiny_model)
+
+    assert_refused(done, 8, ["database", "127.0.0.1:1"])
+    assert "secret" not in done.stderr
+    assert not (program.folder / "OUT").exists()
+
+
+def test_an_old_schema_ends_with_8_and_the_command_that_mends_it(program: Program, tiny_model: Path) -> None:
+    import sqlite3
+
+    good = write(program.folder / "in.parquet", GOOD)
+    with sqlite3.connect(program.folder / "jobs.db") as database:
+        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+    database.close()
+    real = real_mode(program, broker="redis://127.0.0.1:1/0", database=f"sqlite:///{program.folder}/jobs.db")
+
+    done = real.submit(good, "-o", "OUT", "--model", tiny_model)
+
+    assert_refused(done, 8, ["nightmill db upgrade"])
+    assert not (program.folder / "OUT").exists()
