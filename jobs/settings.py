@@ -42,12 +42,15 @@ class Settings(BaseSettings):
     worker_stale_seconds: float = 30.0  # a worker silent for longer is not live
     idle_exit_seconds: float = 10.0
     restart_backoff_seconds: float = 1.0
+    engine_stall_seconds: float = 300.0  # rows in the engine and no step for longer: the worker exits
     max_consecutive_restarts: int = 5
     stop_seconds: float = 5.0
+    watch_seconds: float = 0.5  # between two looks at a job that is waited for
     engine_factory: str = "jobs.engines:real_engine"  # dotted path; tests name a fake one
 
     # --- engine (see engine.config.EngineConfig) --------------------------------------------------------------
     device: str = "cpu"
+    dtype: str = "float32"
     block_size: int = 16
     max_batch_tokens: int = 512
     max_sequences: int = 64
@@ -55,6 +58,11 @@ class Settings(BaseSettings):
     threads: int | None = None
     block_sharing: bool = True
     prefix_sharing: bool = True
+
+    @property
+    def batch_target(self) -> int:
+        """Sequences in flight below which a worker takes another shard."""
+        return 2 * self.max_sequences
 
     @property
     def embedded(self) -> bool:

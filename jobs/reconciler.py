@@ -1,0 +1,131 @@
+"""The loop that makes everything happen at last: leases that ran out, hints that got lost, jobs that are complete.
+
+Any number may run, since every move is compare-and-set. It depends on SQL alone; without the broker, hints wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_when_event_set, wait_exponential
+from tenacity.nap import sleep_using_event
+
+from jobs.app import make_app
+from jobs.dispatch import BrokerDown, Dispatcher
+from jobs.embedded import connect
+from jobs.publishing import publish_job
+from jobs.settings import Settings
+from jobs.tasks import publish_hint, queue_length
+from storage.errors import DatabaseDown, Fenced, StorageError
+from storage.output import sweep
+from storage.records import Job
+from storage.repository import Repository
+
+log = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 30.0  # seconds between tries while SQL or broker are down
+
+
+def make_dispatcher(settings: Settings, repository: Repository, broker_url: str) -> Dispatcher:
+    """What sends hints on this broker."""
+    app = make_app(broker_url, prefix=settings.redis_prefix, slots=settings.worker_slots)
+    return Dispatcher(
+        repository=repository,
+        publish=lambda hint: publish_hint(app, hint),
+        queue_length=lambda model_key: queue_length(app, model_key),
+        slots=settings.worker_slots,
+        stale_seconds=settings.hint_stale_seconds,
+        worker_stale_seconds=settings.worker_stale_seconds,
+    )
+
+
+class Reconciler:
+    """`tick` does everything once; `run` does it again and again."""
+
+    def __init__(self, settings: Settings, repository: Repository, dispatcher: Dispatcher) -> None:
+        self._settings = settings
+        self._repository = repository
+        self._dispatcher = dispatcher
+        self._owner = f"reconciler-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
+
+    def tick(self) -> None:
+        """Raises DatabaseDown, BrokerDown."""
+        for shard in self._repository.expire_leases(self._settings.max_shard_attempts):
+            log.warning(
+                "lease_expired job=%d shard=%d epoch=%d state=%s", shard.job_id, shard.id, shard.epoch, shard.state
+            )
+        for job in self._repository.advance_jobs():
+            self._finalise(job)
+        self._dispatcher.fill()
+
+    def run(self, stop: threading.Event, *, every: float | None = None) -> None:
+        """Tick every `every` seconds until `stop`; an outage only makes the pauses longer."""
+        pause = self._settings.reconcile_seconds if every is None else every
+        patiently = Retrying(
+            retry=retry_if_exception_type((DatabaseDown, BrokerDown)),
+            wait=wait_exponential(multiplier=pause, max=max(LONGEST_PAUSE, pause)),
+            stop=stop_when_event_set(stop),
+            sleep=sleep_using_event(stop),
+            before_sleep=_log_outage,
+            retry_error_callback=lambda state: None,
+        )
+        while not stop.is_set():
+            patiently(self.tick)
+            stop.wait(pause)
+
+    def _finalise(self, job: Job) -> None:
+        """Publish one job if nobody else does. A job that cannot be published fails with the reason."""
+        epoch = self._repository.claim_job(job.id, self._owner, self._settings.lease_seconds)
+        if epoch is None:
+            return
+        try:
+            manifest_sha256 = publish_job(self._repository, job, epoch, beat=self._renewal(job, epoch))
+            ended = self._repository.complete_job(job.id, epoch, manifest_sha256)
+            log.info("job_ended job=%d state=%s", job.id, ended.state)
+            sweep(Path(job.output_uri))
+        except (Fenced, DatabaseDown) as error:
+            log.warning("publishing stopped job=%d error=%s", job.id, error)
+        except (StorageError, OSError, AssertionError) as error:
+            log.exception("publishing failed job=%d", job.id)
+            self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
+
+    def _renewal(self, job: Job, epoch: int) -> Callable[[], None]:
+        """Renews the right to publish, at most once per heartbeat. Raises Fenced, DatabaseDown."""
+        renewed_at = time.monotonic()
+
+        def renew() -> None:
+            nonlocal renewed_at
+            if time.monotonic() - renewed_at >= self._settings.heartbeat_seconds:
+                self._repository.renew_job(job.id, epoch, self._settings.lease_seconds)
+                renewed_at = time.monotonic()
+
+        return renew
+
+
+def run_reconciler(settings: Settings) -> int:
+    """`nightmill reconciler`: until SIGTERM or Ctrl-C; the exit code. Raises StorageError, OwnerMissing."""
+    addresses = connect(settings)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    repository = Repository(addresses.database_url)
+    try:
+        repository.check_schema()
+        log.info("reconciler started pid=%d", os.getpid())
+        Reconciler(settings, repository, make_dispatcher(settings, repository, addresses.broker_url)).run(stop)
+    finally:
+        repository.close()
+    return 0
+
+
+def _log_outage(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    log.warning("waiting for SQL or broker try=%d error=%s", state.attempt_number, error)

@@ -1,0 +1,24 @@
+"""What happens to a shard after a failed attempt: a pure table. SQL records the decision; Celery only carries hints."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+FULL_DISK_SECONDS = 30.0
+MAX_DELAY_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Try again after `in_seconds`. `preempted`: the attempt failed for a reason that is not the shard's own."""
+
+    in_seconds: float
+    preempted: bool
+
+
+def decide(error: BaseException, attempt: int, *, base_seconds: float = 1.0) -> Retry:
+    """`attempt` counts from 1. A full disk is nobody's fault; everything else backs off and counts."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Retry(FULL_DISK_SECONDS, preempted=True)
+    return Retry(min(base_seconds * 2.0 ** (attempt - 1), MAX_DELAY_SECONDS), preempted=False)

@@ -1,0 +1,120 @@
+"""What one worker process owns, and how it watches over itself."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+
+from jobs.outcome import Outcome
+from jobs.pool import Cancels
+from jobs.shard import Tools, run_shard
+from storage.records import ShardId
+
+log = logging.getLogger(__name__)
+
+EXIT_ENGINE_DEAD = 70
+WATCH_SECONDS = 0.2
+RELEASE_SECONDS = 2.0  # what attempts get to give their shards back when the engine has died
+
+
+class Runtime:
+    """The tools of the attempts and the cancel events of their threads; tasks reach it through the application."""
+
+    def __init__(self, tools: Tools) -> None:
+        self.tools = tools
+        self.gate = tools.gate
+        self.cancels = Cancels()
+
+    def run_shard(self, shard_id: ShardId) -> Outcome:
+        """One attempt, in the thread that calls. Raises ShardFailed."""
+        return run_shard(self.tools, shard_id, self.cancels.current)
+
+    def drain(self) -> None:
+        """Take nothing new, and let every attempt seal its rows and release its shard."""
+        self.tools.leases.say("draining")
+        self.gate.close("stopping")
+        self.tools.stopping.set()
+
+
+class Watchdog:
+    """Ends the process: at once when the engine is dead or stuck, in order when nobody needs it any more, and by
+    force when an orderly stop takes too long."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        *,
+        stop: Callable[[], None],
+        nobody_waits: Callable[[], bool] | None,
+        exit_now: Callable[[int], None] = os._exit,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`stop` begins an orderly stop; `nobody_waits` asks SQL, None when the worker never leaves by itself."""
+        self._runtime = runtime
+        self._stop = stop
+        self._nobody_waits = nobody_waits
+        self._exit_now = exit_now
+        self._monotonic = monotonic
+        self._settings = runtime.tools.settings
+        self._busy_at = monotonic()
+        self._stopping_at: float | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def end(self) -> None:
+        """The orderly stop has succeeded."""
+        self._ended.set()
+
+    def look(self) -> None:
+        """One look at everything."""
+        now = self._monotonic()
+        if self._runtime.tools.stopping.is_set():
+            self._watch_stop(now)
+        elif self._engine_is_dead():
+            self._leave_dead()
+        else:
+            self._watch_idle(now)
+
+    def _run(self) -> None:
+        while not self._ended.wait(WATCH_SECONDS):
+            self.look()
+
+    def _watch_stop(self, now: float) -> None:
+        self._stopping_at = now if self._stopping_at is None else self._stopping_at
+        if now - self._stopping_at > self._settings.stop_seconds:
+            log.error("worker did not stop in %.1f s; leaving by force", self._settings.stop_seconds)
+            self._exit_now(1)
+
+    def _engine_is_dead(self) -> bool:
+        engine = self._runtime.tools.engine
+        if not engine.alive:
+            log.critical("the engine has died; the worker leaves and must be started again")
+            return True
+        if engine.load > 0 and engine.last_step_age() > self._settings.engine_stall_seconds:
+            log.critical("the engine has rows and made no step for %.0f s", engine.last_step_age())
+            return True
+        return False
+
+    def _leave_dead(self) -> None:
+        self._runtime.tools.leases.say("gone")
+        self._runtime.gate.close("engine dead")
+        deadline = self._monotonic() + RELEASE_SECONDS
+        while self._runtime.gate.in_flight and self._monotonic() < deadline:
+            self._ended.wait(WATCH_SECONDS)
+        self._exit_now(EXIT_ENGINE_DEAD)
+
+    def _watch_idle(self, now: float) -> None:
+        if self._runtime.gate.in_flight:
+            self._busy_at = now
+        if self._nobody_waits is None or now - self._busy_at < self._settings.idle_exit_seconds:
+            return
+        self._busy_at = now
+        if self._nobody_waits():
+            log.info("nothing waits for this model; the worker leaves")
+            self._stop()

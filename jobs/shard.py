@@ -1,0 +1,301 @@
+"""The story of one attempt at a shard: claim, read, generate, seal as rows finish, merge, commit.
+
+Whatever happens on the way, the claim is given back in SQL first and told to Celery second.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import pyarrow as pa
+
+from engine.errors import EngineDead
+from engine.request import Completion, Request
+from jobs.engines import Feed, ServingEngine
+from jobs.gate import Gate
+from jobs.leases import Lease, LeaseKeeper
+from jobs.outcome import Ending, Outcome, ShardFailed
+from jobs.patience import until_answered
+from jobs.planrows import PlanRow, plan_rows
+from jobs.prompts import PromptEncoder
+from jobs.recorder import Recorder
+from jobs.retry import decide
+from jobs.rows import RowMaker, gauges
+from jobs.sampling import Sampling
+from jobs.settings import Settings
+from jobs.text import make_stop_check
+from storage.errors import DatabaseDown, Fenced, StorageError
+from storage.parquet.plan import passed_schema, read_shard
+from storage.parquet.writer import SegmentWriter, segment_keys, write_shard
+from storage.records import Claim, ShardId
+from storage.repository import Repository
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+POLL_SECONDS = 0.1  # how soon an attempt notices that it must end
+ABORT_SECONDS = 1.0  # how long an aborted attempt waits for rows that were finishing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What all attempts of one worker share. `stopping` is set when the worker must leave."""
+
+    repository: Repository
+    engine: ServingEngine
+    encoder: PromptEncoder
+    leases: LeaseKeeper
+    gate: Gate
+    settings: Settings
+    stopping: threading.Event
+
+
+def run_shard(tools: Tools, shard_id: ShardId, revoked: threading.Event) -> Outcome:
+    """Try to claim the shard and run it to an end. Raises ShardFailed after the failure is recorded in SQL."""
+    if not tools.gate.enter(shard_id):
+        return Outcome(ending=Ending.DUPLICATE)
+    try:
+        claim = _claim(tools, shard_id)
+        if claim is None:
+            return Outcome(ending=Ending.DROPPED)
+        lease = tools.leases.hold(shard_id, claim.shard.epoch)
+        try:
+            return Attempt(tools, claim, lease, revoked).run()
+        finally:
+            tools.leases.drop(lease)
+    finally:
+        tools.gate.leave(shard_id)
+
+
+def _claim(tools: Tools, shard_id: ShardId) -> Claim | None:
+    """The claim, or None if there is nothing to do. While SQL is down this waits, and the gate lets no other in."""
+
+    def claim() -> Claim | None:
+        return tools.repository.claim_shard(shard_id, tools.leases.owner, tools.settings.lease_seconds)
+
+    if tools.stopping.is_set():
+        return None
+    try:
+        return until_answered(claim, tools.stopping)
+    except DatabaseDown:
+        return None  # stopping; the reconciler sends the hint again
+
+
+class Attempt:
+    """One try at a claimed shard. Lives in one thread; only `_requests` runs in the engine's."""
+
+    def __init__(self, tools: Tools, claim: Claim, lease: Lease, revoked: threading.Event) -> None:
+        self.tools = tools
+        self.shard = claim.shard
+        self.job = claim.job
+        self.lease = lease
+        self.revoked = revoked
+        self.out = Path(claim.job.output_uri)
+        self.started = time.monotonic()
+        self._plan_path = self.out / (claim.job.plan.path if claim.job.plan else "")
+        self._sealed_keys: list[str] = []  # segments of earlier attempts
+        self._skip: set[tuple[int, int]] = set()  # (row_index, sample_index) in them
+        self._in_flight: dict[str, tuple[PlanRow, int]] = {}  # request id -> its row, samples still to come
+        self._refused: deque[PlanRow] = deque()  # rows that submit found to be wrong
+        self._owed = 0  # results still to come
+        self._wasted_tokens = 0
+        self._rows = RowMaker(
+            decoder=tools.encoder,
+            eos_token_ids=tools.encoder.eos_token_ids,
+            shard_id=self.shard.id,
+            attempt=self.shard.attempts,
+            started_at=datetime.now(UTC),
+        )
+        self._recorder: Recorder | None = None
+
+    def run(self) -> Outcome:
+        """To the end of the attempt. Raises ShardFailed."""
+        log.info("shard_claimed job=%d shard=%d epoch=%d", self.job.id, self.shard.id, self.shard.epoch)
+        try:
+            ending = self._work()
+        except Fenced:
+            if self._recorder is not None:
+                self._recorder.remove_unrecorded()
+            ending = Ending.FENCED
+        except BaseException as error:
+            self._give_up(error)
+            raise ShardFailed(
+                f"shard {self.shard.idx} of job {self.job.id}, attempt {self.shard.attempts}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        outcome = Outcome(
+            ending=ending,
+            stats=self.recorder.total if self._recorder else Outcome(ending=ending).stats,
+            seconds=time.monotonic() - self.started,
+        )
+        log.info("shard_ended job=%d shard=%d epoch=%d %s", self.job.id, self.shard.id, self.shard.epoch, outcome)
+        return outcome
+
+    def _work(self) -> Ending:
+        self._load_sealed()
+        self._recorder = self._make_recorder()
+        self._owed = self.shard.num_outputs - len(self._skip)
+        self.tools.gate.owe(self.shard.id, self._owed)
+        table = read_shard(self._plan_path, self.shard.idx)
+        with self.tools.engine.feed(self._requests(table)) as feed:
+            ending = self._collect(feed)
+        self._seal_all()
+        if ending is Ending.DONE:
+            self._commit()
+        elif ending is not Ending.FENCED:
+            self._release(str(ending), preempted=True)
+        return ending
+
+    # --- reading ----------------------------------------------------------------------------------------------
+    def _load_sealed(self) -> None:
+        segments = self._ask(lambda: self.tools.repository.segments(self.shard.id))
+        self._sealed_keys = [segment.key for segment in segments]
+        self._skip = segment_keys(self.out, self._sealed_keys)
+
+    def _make_recorder(self) -> Recorder:
+        settings = self.tools.settings
+        return Recorder(
+            self.tools.repository,
+            SegmentWriter(self.out, self.shard.idx, self.shard.epoch, passed_schema(self._plan_path)),
+            self.shard.id,
+            self.shard.epoch,
+            out=self.out,
+            groups=self.tools.engine.groups,
+            seconds=settings.segment_seconds,
+            rows=settings.segment_rows,
+        )
+
+    def _requests(self, table: pa.Table) -> Iterator[Request]:
+        """The rows of the plan that are not sealed yet, as requests; pulled by the engine as it has room."""
+        for row in plan_rows(table, Sampling.from_spec(self.job.spec["sampling"])):
+            num_samples = 1 if row.error_code else row.sampling.num_samples
+            if all((row.row_index, sample) in self._skip for sample in range(num_samples)):
+                continue
+            if row.error_code:
+                self._refused.append(row)
+            else:
+                request_id = f"{self.shard.id}.{self.shard.epoch}.{row.row_index}"
+                self._in_flight[request_id] = (row, num_samples)
+                yield Request(
+                    request_id=request_id,
+                    job=str(self.job.id),
+                    prompt=row.token_ids,
+                    sampling=row.sampling,
+                    make_stop=make_stop_check(self.tools.encoder, row.stops),
+                )
+
+    # --- generating -------------------------------------------------------------------------------------------
+    def _collect(self, feed: Feed) -> Ending:
+        while not feed.done:
+            ending = self._must_end()
+            if ending is not None:
+                self._abort(feed)
+                return ending
+            self._take(feed.poll(POLL_SECONDS))
+            if self.recorder.due:
+                self.recorder.seal()
+        self._take([])
+        return self._must_end() or Ending.DONE
+
+    def _must_end(self) -> Ending | None:
+        if self.lease.lost:
+            raise Fenced(f"shard {self.shard.id} epoch {self.shard.epoch}: another worker has it")
+        if not self.tools.engine.alive:
+            raise EngineDead("the engine has ended; its worker starts again and the shard is tried again")
+        if self.lease.cancelled:
+            return Ending.CANCELLED
+        if self.tools.stopping.is_set() or self.revoked.is_set():
+            return Ending.PREEMPTED
+        return None
+
+    def _abort(self, feed: Feed) -> None:
+        feed.cancel()
+        deadline = time.monotonic() + ABORT_SECONDS
+        while not feed.done and time.monotonic() < deadline:
+            self._take(feed.poll(0.05))
+
+    def _take(self, completions: list[Completion]) -> None:
+        rows = []
+        while self._refused:
+            rows.append(self._rows.refused(self._refused.popleft()))
+        for completion in completions:
+            row, left = self._in_flight.pop(completion.request_id)
+            if left > 1:
+                self._in_flight[completion.request_id] = (row, left - 1)
+            if completion.finish_reason == "abort":
+                self._wasted_tokens += completion.counters.computed_tokens + completion.counters.completion_tokens
+            elif (row.row_index, completion.sample_index) not in self._skip:
+                rows.append(self._rows.finished(row, completion))
+        self.recorder.append(rows)
+        self._owed -= len(rows)
+        self.tools.gate.owe(self.shard.id, self._owed)
+
+    # --- ending -----------------------------------------------------------------------------------------------
+    def _seal_all(self) -> None:
+        """Everything durable and recorded; waits for SQL. Raises Fenced, or DatabaseDown when the worker must stop."""
+        while True:
+            self.recorder.seal()
+            if self.recorder.settled:
+                return
+            if self.lease.lost:
+                raise Fenced(f"shard {self.shard.id} epoch {self.shard.epoch}: another worker has it")
+            if self.tools.stopping.wait(POLL_SECONDS):
+                raise DatabaseDown("stopped before SQL came back; unrecorded rows are generated again")
+
+    def _commit(self) -> None:
+        keys = [*self._sealed_keys, *self.recorder.keys]
+        file = write_shard(self.out, self.shard.idx, self.shard.epoch, keys)
+        assert file.rows == self.shard.num_outputs, (
+            f"shard {self.shard.id} has {file.rows} rows, not {self.shard.num_outputs}: a row was lost or doubled"
+        )
+        engine = self.tools.engine
+        use = gauges(engine.groups, engine.block_use(str(self.job.id)), self.recorder.total.engine_seconds)
+
+        def commit() -> None:
+            self.tools.repository.commit_shard(self.shard.id, self.shard.epoch, file.key, file.sha256, file.rows, use)
+
+        try:
+            self._ask(commit)
+        except Fenced:
+            (self.out / file.key).unlink(missing_ok=True)
+            raise
+
+    def _release(self, reason: str, *, preempted: bool, delay_seconds: float = 0.0) -> None:
+        self._ask(
+            lambda: self.tools.repository.release_shard(
+                self.shard.id,
+                self.shard.epoch,
+                reason=reason,
+                preempted=preempted,
+                delay_seconds=delay_seconds,
+                wasted_tokens=self._wasted_tokens,
+            )
+        )
+
+    def _give_up(self, error: BaseException) -> None:
+        log.exception("shard_failed job=%d shard=%d epoch=%d", self.job.id, self.shard.id, self.shard.epoch)
+        retry = decide(error, self.shard.attempts, base_seconds=self.tools.settings.restart_backoff_seconds)
+        try:
+            if self._recorder is not None and not isinstance(error, DatabaseDown):
+                self._recorder.seal()
+            self._release(f"{type(error).__name__}: {error}", preempted=retry.preempted, delay_seconds=retry.in_seconds)
+        except (StorageError, OSError) as second:
+            # The lease runs out by itself; a second failure must not hide the first.
+            log.warning("shard %d could not be released: %s", self.shard.id, second)
+
+    @property
+    def recorder(self) -> Recorder:
+        assert self._recorder is not None, "rows were finished before the attempt began"
+        return self._recorder
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        return until_answered(question, self.tools.stopping)

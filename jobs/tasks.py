@@ -1,0 +1,51 @@
+"""The one task: a hint to try to claim a shard. And how such a hint is sent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kombu.exceptions import OperationalError
+
+from jobs.dispatch import BrokerDown
+from storage.records import Hint, ShardId
+
+if TYPE_CHECKING:
+    from jobs.app import NightmillApp
+
+RUN_SHARD = "nightmill.run_shard"
+
+
+def run_shard(self: Any, job_id: int, shard_id: int) -> str:
+    """Try to claim the shard and run it to its end: one message is one attempt.
+
+    Returns one line for Flower; a failed attempt raises ShardFailed, so that Flower shows a failure.
+    """
+    runtime = self.app.runtime
+    assert runtime is not None, "a shard was sent to a process that is no worker"
+    return str(runtime.run_shard(ShardId(int(shard_id))))
+
+
+def publish_hint(app: NightmillApp, hint: Hint) -> None:
+    """Send one hint. Losing or doubling it is harmless. Raises BrokerDown."""
+    shown = {"job_id": hint.job_id, "shard": hint.shard_id, "model": hint.model_source}
+    try:
+        app.tasks[RUN_SHARD].apply_async(
+            kwargs={"job_id": hint.job_id, "shard_id": hint.shard_id},
+            task_id=f"{hint.shard_id}.{hint.dispatch_seq}",
+            queue=f"m.{hint.model_key}",
+            kwargsrepr=repr(shown),
+        )
+    except (OperationalError, OSError) as error:
+        raise BrokerDown(
+            f"the hint for shard {hint.shard_id} of job {hint.job_id} could not be sent: {error}"
+        ) from error
+
+
+def queue_length(app: NightmillApp, model_key: str) -> int | None:
+    """Hints waiting in a model's queue; None when the broker cannot be asked."""
+    try:
+        with app.connection_for_write() as connection:
+            _, length, _ = connection.default_channel.queue_declare(queue=f"m.{model_key}", passive=True)
+            return int(length)
+    except Exception:  # noqa: BLE001 - kombu's channel errors have no common base; the answer is "unknown" for all
+        return None

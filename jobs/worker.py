@@ -1,0 +1,235 @@
+"""One worker process: one device, one model, one engine, one Celery consumer on the model's queue.
+
+torch is imported here and nowhere else, by the engine's factory, after the launcher has chosen the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import uuid
+from typing import Any
+
+from celery.signals import worker_shutting_down
+
+from engine.errors import ModelRefused
+from jobs.app import NightmillApp, make_app, queue_name
+from jobs.devices import Device, DeviceError, DeviceLock, lock_folder
+from jobs.embedded import connect
+from jobs.engines import engine_factory
+from jobs.gate import Gate
+from jobs.leases import LeaseKeeper
+from jobs.models import ModelUnknown, ResolvedModel, resolve_model
+from jobs.prompts import PromptEncoder
+from jobs.runtime import Runtime, Watchdog
+from jobs.settings import Settings
+from jobs.shard import Tools
+from storage.errors import InputInvalid, StorageError
+from storage.records import ModelRef, WorkerRecord
+from storage.repository import Repository
+from storage.states import JobState
+
+log = logging.getLogger(__name__)
+
+EXIT_MODEL = 78  # the model cannot be served: starting again would not help
+NO_DATABASE = "no database"
+
+
+def run_worker(settings: Settings, *, model: str | None = None, name: str | None = None) -> int:
+    """Serve one model until SIGTERM; without `model` the oldest waiting job's, until nothing waits. The exit code.
+
+    Raises StorageError or OwnerMissing when broker or database cannot be found.
+    """
+    addresses = connect(settings)
+    repository = Repository(addresses.database_url)
+    try:
+        repository.check_schema()
+        wanted = _wanted(repository, model)
+        if wanted is None:
+            threading.Event().wait(settings.idle_exit_seconds)
+            log.info("no job waits for a worker")
+            return 0
+        source, revision, key = wanted
+        try:
+            resolved = resolve_model(source, revision, settings.home, dtype=settings.dtype)
+            return Worker(settings, repository, addresses.broker_url, resolved, key, name).run(stays=model is not None)
+        except (ModelUnknown, ModelRefused, InputInvalid) as error:
+            print(f"nightmill worker: {error}", file=sys.stderr)  # noqa: T201 - the message for whoever started us
+            _fail_waiting_jobs(repository, key, str(error))
+            return EXIT_MODEL
+    finally:
+        repository.close()
+
+
+class Worker:
+    """Puts the parts of a worker together and takes them apart again."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        broker_url: str,
+        model: ResolvedModel,
+        model_key: str | None,
+        name: str | None,
+    ) -> None:
+        self.settings = settings
+        self.repository = repository
+        self.broker_url = broker_url
+        self.model = model
+        self.model_key = model_key or model.ref.key
+        self._place = None if name else _cpu_place()
+        self.node = f"{self._place.device.uuid if self._place else name}@{socket.gethostname()}"
+        self.boot_id = uuid.uuid4().hex
+        self.gate = Gate(settings.worker_slots, settings.batch_target)
+        self.leases = LeaseKeeper(
+            repository,
+            self.node,
+            self.boot_id,
+            lease_seconds=settings.lease_seconds,
+            heartbeat_seconds=settings.heartbeat_seconds,
+            on_health=self._on_health,
+        )
+
+    def run(self, *, stays: bool) -> int:
+        """From loading the model to the end of the process. Raises ModelRefused."""
+        self._register()
+        self.leases.say("starting")
+        self.leases.start()
+        try:
+            engine = engine_factory(self.settings.engine_factory)(self.model.path, self.settings)
+            engine.start()
+            try:
+                tools = Tools(
+                    repository=self.repository,
+                    engine=engine,
+                    encoder=PromptEncoder.open(self.model.path),
+                    leases=self.leases,
+                    gate=self.gate,
+                    settings=self.settings,
+                    stopping=threading.Event(),
+                )
+                self.leases.say("ready")
+                return self._consume(Runtime(tools), stays)
+            finally:
+                engine.stop()
+        finally:
+            self._leave()
+
+    def _consume(self, runtime: Runtime, stays: bool) -> int:
+        app = make_app(self.broker_url, prefix=self.settings.redis_prefix, slots=self.settings.worker_slots)
+        app.runtime = runtime
+
+        def on_stop(**_: Any) -> None:
+            runtime.drain()
+
+        worker_shutting_down.connect(on_stop, weak=False)
+        watchdog = Watchdog(
+            runtime,
+            stop=lambda: os.kill(os.getpid(), signal.SIGTERM),
+            nobody_waits=None if stays else self._nobody_waits,
+        )
+        watchdog.start()
+        try:
+            return _serve(app, self.node, queue_name(self.model_key))
+        finally:
+            watchdog.end()
+            worker_shutting_down.disconnect(on_stop)
+
+    def _nobody_waits(self) -> bool:
+        try:
+            waiting = self.repository.waiting_models()
+        except StorageError:
+            return False
+        return not waiting or waiting[0][0].key != self.model_key
+
+    def _on_health(self, healthy: bool) -> None:
+        if healthy:
+            self.gate.open(NO_DATABASE)
+        else:
+            self.gate.close(NO_DATABASE)
+
+    def _register(self) -> None:
+        self.repository.register_worker(
+            WorkerRecord(
+                id=self.node,
+                boot_id=self.boot_id,
+                model_key=self.model_key,
+                model_source=self.model.ref.source,
+                device=os.environ.get("CUDA_VISIBLE_DEVICES") or self.settings.device,
+                state="starting",
+                heartbeat_age=0.0,
+            )
+        )
+
+    def _leave(self) -> None:
+        self.leases.say("gone")
+        self.leases.stop()
+        try:
+            self.leases.beat()
+        except StorageError as error:
+            log.warning("the worker's end could not be recorded: %s", error)
+        if self._place is not None:
+            self._place.release()
+
+
+def _serve(app: NightmillApp, node: str, queue: str) -> int:
+    """The Celery worker, until it is told to stop; its exit code."""
+    worker = app.Worker(
+        hostname=node,
+        queues=[queue],
+        task_events=True,
+        without_gossip=True,
+        without_mingle=True,
+        loglevel=logging.INFO,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _wanted(repository: Repository, model: str | None) -> tuple[str, str | None, str | None] | None:
+    """(source, revision, queue key) of the model to serve; the key is None when it follows from the source."""
+    if model is not None:
+        return model, None, None
+    waiting: list[tuple[ModelRef, int]] = repository.waiting_models()
+    if not waiting:
+        return None
+    ref = waiting[0][0]
+    return ref.source, ref.revision, ref.key
+
+
+def _fail_waiting_jobs(repository: Repository, key: str | None, error: str) -> None:
+    """Jobs that no worker has ever begun end here, so that they neither wait for ever nor hold up others."""
+    for job in repository.list_jobs(limit=10_000):
+        if job.model.key == key and job.state is JobState.QUEUED:
+            repository.fail_job(job.id, None, error)
+
+
+def _cpu_place() -> DeviceLock:
+    """The first free name cpu0, cpu1, ... of this machine; its lock is held while the process lives."""
+    for index in range(10_000):
+        try:
+            return DeviceLock(Device(index, f"cpu{index}", "cpu"), lock_folder())
+        except DeviceError:
+            continue
+    raise DeviceError("this machine runs 10,000 workers already")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """`python -m jobs.worker`, as launcher and embedded mode start it."""
+    parser = argparse.ArgumentParser(prog="nightmill worker")
+    parser.add_argument("--model")
+    parser.add_argument("--name", help="first half of the node name, e.g. gpu0")
+    options = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    return run_worker(Settings(), model=options.model, name=options.name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
