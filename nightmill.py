@@ -1,0 +1,110 @@
+"""Nightmill's public Python API, and `python -m nightmill`.
+
+    import nightmill
+
+    job = nightmill.submit("prompts.parquet", output="OUT", model="org/model", sampling={"max_tokens": 64})
+    nightmill.wait(job)
+    for row in nightmill.results(job):
+        print(row["output_text"])
+
+Broker and database are named by NIGHTMILL_BROKER_URL and NIGHTMILL_DATABASE_URL; without them everything runs on this
+machine, below NIGHTMILL_HOME, while `wait` does. Errors are those of `storage.errors`, `jobs.exits` and `jobs.models`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__ = ["results", "stats", "status", "submit", "wait"]
+
+
+def submit(
+    inputs: str | Sequence[str],
+    *,
+    output: str | Path,
+    model: str,
+    sampling: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> int:
+    """Plan and queue a job, and return its id. The same call again attaches to the same job.
+
+    `sampling` has the names of the sampling columns (`max_tokens`, `temperature`, `stop`, `n`, ...), `options` those of
+    `jobs.options.SubmitOptions`. Raises ValueError for an option that cannot be honoured.
+    """
+    from jobs import client
+    from jobs.options import SubmitOptions
+    from jobs.planning import silent
+    from jobs.sampling import Sampling, check_overrides
+
+    wanted = SubmitOptions(
+        inputs=(inputs,) if isinstance(inputs, str) else tuple(inputs),
+        output=Path(output),
+        model=model,
+        sampling=Sampling().overridden(check_overrides(sampling or {})),
+        **options,
+    )
+    place = client.place_for({})
+    with place.repository() as repository:
+        return int(client.submit(wanted, place, repository, silent).job.id)
+
+
+def wait(job: int, timeout: float | None = None) -> dict[str, Any]:
+    """Wait until the job has ended, and return its status. In embedded mode this is what runs it.
+
+    Raises NoSuchJob, TimedOut after `timeout` seconds, OwnerMissing.
+    """
+    from jobs import client, progress
+    from jobs.place import find
+    from storage.records import JobId
+
+    place = find()
+    with place.repository() as repository:
+        found = repository.get_job(JobId(job))
+        with client.at_work(place, found) as check:
+            progress.follow(
+                repository,
+                found.id,
+                poll_seconds=place.settings.watch_seconds,
+                timeout=timeout,
+                tell=lambda moment: None,
+                check=check,
+            )
+        return client.status(place, repository, job)
+
+
+def status(job: int) -> dict[str, Any]:
+    """Where the job stands, as `nightmill status --json` prints it. Raises NoSuchJob."""
+    from jobs import client
+    from jobs.place import find
+
+    place = find()
+    with place.repository() as repository:
+        return client.status(place, repository, job)
+
+
+def stats(job: int) -> dict[str, Any]:
+    """What the job cost and what the cache saved, as `nightmill stats --json` prints it. Raises NoSuchJob."""
+    from jobs import client
+    from jobs.place import find
+
+    with find().repository() as repository:
+        return client.stats(repository, job)
+
+
+def results(job: int, *, errors_only: bool = False) -> Iterator[dict[str, Any]]:
+    """The published rows in input order, one dictionary each. Raises NoSuchJob when there are none yet."""
+    from jobs.place import find
+    from jobs.results import Results
+    from storage.records import JobId
+
+    with find().repository() as repository:
+        found = Results.of(repository.get_job(JobId(job)), errors_only=errors_only)
+    return found.rows()
+
+
+if __name__ == "__main__":
+    from jobs.cli import main
+
+    main()
