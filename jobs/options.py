@@ -94,10 +94,10 @@ def hash_spec(spec: Mapping[str, Any]) -> str:
 
 
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two specifications, as `key: old -> new`, one level down into the sampling options."""
+    """What a new specification says otherwise than an old one, as `key: old -> new`, sampling options one by one."""
     changes = []
-    for key in sorted(old.keys() | new.keys()):
-        before, after = old.get(key), new.get(key)
+    for key, after in sorted(new.items()):
+        before = old.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changes += changed_keys(before, after)
         elif before != after:

@@ -61,6 +61,7 @@ class _Request:
     rows: RowEncoder
     spec: dict[str, Any]
     spec_hash: str
+    job_seed: int
 
     @property
     def run_key(self) -> str:
@@ -130,7 +131,8 @@ def _check(options: SubmitOptions, settings: Settings) -> _Request:
         inputs=inputs,
         columns=columns,
         rows=rows,
-        spec=spec | {"job_seed": job_seed},
+        spec=spec,
+        job_seed=job_seed,
         spec_hash=spec_hash,
     )
 
@@ -180,7 +182,7 @@ def _new_job(request: _Request) -> NewJob:
         input_uri=os.pathsep.join(os.path.abspath(path) for path in options.inputs),
         input_fingerprint=request.inputs.fingerprint,
         output_uri=str(request.out),
-        spec=request.spec,
+        spec=request.spec | {"job_seed": request.job_seed},  # recorded; it follows from specification and input
         spec_hash=request.spec_hash,
         max_shard_attempts=request.settings.max_shard_attempts,
         tags=dict(options.tags),
