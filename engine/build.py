@@ -18,4 +18,4 @@ def build_engine(source: str | Path, config: EngineConfig) -> Engine:
     loaded = load_model(source, config)
     resolved = loaded.resolve(config)
     runner = ModelRunner(loaded, resolved)
-    return Engine(runner, loaded.groups, resolved, loaded.eos_token_ids, loaded.max_model_len)
+    return Engine(runner, loaded.groups, resolved, loaded.eos_token_ids, loaded.max_model_len, loaded.vocab_size)

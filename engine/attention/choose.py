@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
 
 from engine.attention.base import AttentionBackend
+from engine.attention.compile import CannotCompile
+from engine.attention.cpu import NativeAttention, unsupported
 from engine.attention.plain import PlainAttention
 from engine.cache.groups import LayerGroup
 
+_log = logging.getLogger(__name__)
+
 
 def choose_backend(
-    groups: Sequence[LayerGroup], dtype: torch.dtype, device: torch.device, native: bool
+    groups: Sequence[LayerGroup], num_heads: int, dtype: torch.dtype, device: torch.device, native: bool
 ) -> AttentionBackend:
-    """The native kernel where it can serve every group, plain torch elsewhere."""
+    """The native kernel where it can serve every group, plain torch elsewhere. Both give the same, but for rounding."""
+    problem = "it is switched off" if not native else unsupported(groups, num_heads, dtype, device)
+    if problem is None:
+        try:
+            return NativeAttention()
+        except CannotCompile as error:
+            problem = str(error)
+            _log.warning("attention runs in plain torch, which is slower: %s", problem)
     return PlainAttention(device)

@@ -25,6 +25,7 @@ class DeclaredLayer:
 class ObservedLayer:
     """What the attention function was given for one layer."""
 
+    num_heads: int
     num_kv_heads: int
     key_dim: int
     value_dim: int

@@ -31,6 +31,7 @@ class LoadedModel:
     seat: AttentionSeat
     layers: tuple[DeclaredLayer, ...]
     groups: tuple[LayerGroup, ...]
+    num_heads: int  # the most that any layer has
     tap: HeadTap | None  # None: the model has no output layer that we know how to replace
     head: ProjectedTiles | None  # None: take the logits that the model returns
     eos_token_ids: frozenset[int]
@@ -86,6 +87,7 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
         seat=seat,
         layers=declared,
         groups=groups,
+        num_heads=max(shape.num_heads for shape in observed.values()),
         tap=tap,
         head=head,
         eos_token_ids=_eos_token_ids(model),

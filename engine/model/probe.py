@@ -42,7 +42,7 @@ class ProbeHandler:
             )
         if layer in self.observed:
             raise ModelRefused(f"layer {layer} computes attention more than once")
-        self.observed[layer] = ObservedLayer(key.shape[0], key.shape[2], value.shape[2])
+        self.observed[layer] = ObservedLayer(query.shape[0], key.shape[0], key.shape[2], value.shape[2])
         return attend_reference(query, key, value, start=0, window=expected.window, traits=traits)
 
 

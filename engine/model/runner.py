@@ -61,7 +61,9 @@ class ModelRunner:
         self._loaded = loaded
         self._device = loaded.device
         self._memory = KVMemory(loaded.groups, loaded.num_blocks, loaded.dtype, loaded.device)
-        self.backend = choose_backend(loaded.groups, loaded.dtype, loaded.device, config.native_attention)
+        self.backend = choose_backend(
+            loaded.groups, loaded.num_heads, loaded.dtype, loaded.device, config.native_attention
+        )
         self._layers = PagedLayers(loaded, self._memory, self.backend)
         self._cache = NotingCache(loaded.seat)
         self._sampler = Sampler(loaded.vocab_size, loaded.device)

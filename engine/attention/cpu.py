@@ -1,0 +1,158 @@
+"""Attention on CPU by a C kernel that reads the blocks where they lie. Equal to the reference but for rounding."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from engine.attention.base import GroupSpans, Int32Array, LayerTraits
+from engine.attention.compile import CannotCompile, load_kernel
+from engine.cache.groups import LayerGroup
+
+_MAX_ROWS, _MAX_DIM, _LANES = 32, 512, 8  # as in kernel.c
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("tables", ctypes.c_void_p),
+        ("starts", ctypes.c_void_p),
+        ("offsets", ctypes.c_void_p),
+        ("first_blocks", ctypes.c_void_p),
+        ("tiles", ctypes.c_void_p),
+        ("table_width", ctypes.c_int64),
+        ("num_tiles", ctypes.c_int64),
+        ("block_size", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        ("query", ctypes.c_void_p),
+        ("keys", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
+        ("sinks", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("query_head_stride", ctypes.c_int64),
+        ("query_token_stride", ctypes.c_int64),
+        ("num_slots", ctypes.c_int64),
+        ("heads", ctypes.c_int64),
+        ("kv_heads", ctypes.c_int64),
+        ("key_dim", ctypes.c_int64),
+        ("value_dim", ctypes.c_int64),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("threads", ctypes.c_int32),
+    )
+
+
+class NativePlan:
+    """One step of one group as the kernel wants it. Keeps the arrays alive that the kernel points to."""
+
+    def __init__(self, kernel: ctypes.CDLL, spans: GroupSpans) -> None:
+        self._kernel = kernel
+        self._spans = spans
+        self._tiles: dict[int, tuple[Int32Array, _Step]] = {}
+
+    def attend(
+        self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, traits: LayerTraits
+    ) -> torch.Tensor:
+        if query.stride(2) != 1:
+            query = query.contiguous()
+        heads, tokens, key_dim = query.shape
+        kv_heads, slots, value_dim = values.shape
+        _tiles, step = self._step(heads // kv_heads)
+        out = torch.empty((tokens, heads, value_dim))
+        sinks = None if traits.sinks is None else traits.sinks.detach().contiguous()
+        layer = _Layer(
+            query=query.data_ptr(),
+            keys=keys.data_ptr(),
+            values=values.data_ptr(),
+            sinks=None if sinks is None else sinks.data_ptr(),
+            out=out.data_ptr(),
+            query_head_stride=query.stride(0),
+            query_token_stride=query.stride(1),
+            num_slots=slots,
+            heads=heads,
+            kv_heads=kv_heads,
+            key_dim=key_dim,
+            value_dim=value_dim,
+            scale=traits.scale,
+            softcap=traits.softcap or 0.0,
+            threads=torch.get_num_threads(),
+        )
+        self._kernel.nightmill_attend(ctypes.byref(step), ctypes.byref(layer))
+        return out
+
+    def _step(self, per_kv: int) -> tuple[Int32Array, _Step]:
+        """The tiles for `per_kv` query heads per KV head; all layers of a group have the same in practice."""
+        if per_kv not in self._tiles:
+            spans = self._spans
+            tiles = cut_tiles(spans, max(1, _MAX_ROWS // per_kv))
+            step = _Step(
+                tables=spans.tables.ctypes.data,
+                starts=spans.starts.ctypes.data,
+                offsets=spans.offsets.ctypes.data,
+                first_blocks=spans.first_blocks.ctypes.data,
+                tiles=tiles.ctypes.data,
+                table_width=spans.tables.shape[1],
+                num_tiles=len(tiles),
+                block_size=spans.block_size,
+                window=spans.window or 0,
+            )
+            self._tiles[per_kv] = (tiles, step)
+        return self._tiles[per_kv]
+
+
+def cut_tiles(spans: GroupSpans, height: int) -> Int32Array:
+    """[tiles, 3]: chunk, first query, number of queries. The longest contexts come first, to end together."""
+    counts = -(-spans.lengths // height)
+    chunk = np.repeat(np.arange(len(counts)), counts)
+    number = np.arange(len(chunk)) - np.repeat(np.cumsum(counts) - counts, counts)
+    begin = number * height
+    count = np.minimum(height, spans.lengths[chunk] - begin)
+    context = spans.starts[chunk] + begin + count
+    if spans.window is not None:
+        context = np.minimum(context, spans.window + count)
+    order = np.argsort(-(context * count), kind="stable")
+    return np.ascontiguousarray(np.stack([chunk, begin, count], axis=1)[order].astype(np.int32))
+
+
+class NativeAttention:
+    """The backend for float32 on CPU. Raises CannotCompile where there is no kernel."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self._kernel = load_kernel()
+        self._kernel.nightmill_attend.restype = None
+
+    def plan(self, spans: GroupSpans) -> NativePlan:
+        return NativePlan(self._kernel, spans)
+
+
+def unsupported(groups: Sequence[LayerGroup], num_heads: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why the kernel cannot serve this model, or None when it can."""
+    if device.type != "cpu":
+        return f"the model runs on {device}"
+    if dtype != torch.float32:
+        return f"the model runs in {dtype}"
+    for group in groups:
+        for dim in (group.key_dim, group.value_dim):
+            if dim % _LANES or dim > _MAX_DIM:
+                return f"head dimension {dim} is not a multiple of {_LANES} up to {_MAX_DIM}"
+        if num_heads // group.num_kv_heads > _MAX_ROWS:
+            return f"{num_heads} heads share {group.num_kv_heads} KV heads"
+    return None
+
+
+def kernel_problem() -> str | None:
+    """Why this machine has no native kernel, or None when it has one. `doctor` asks."""
+    try:
+        load_kernel()
+    except CannotCompile as error:
+        return str(error)
+    return None

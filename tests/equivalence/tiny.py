@@ -1,0 +1,125 @@
+"""Tiny random-weight models of the families that must be served, and what transformers' `generate` says of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+VOCAB_SIZE = 211
+WINDOW = 12
+TIE = 1e-4
+"""Two tokens whose logits differ by less than this are equally good: random weights produce near ties."""
+
+_COMMON: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: transformers.LlamaConfig(**_COMMON),
+    "qwen3": lambda: transformers.Qwen3Config(**_COMMON),
+    "mistral": lambda: transformers.MistralConfig(**_COMMON, sliding_window=WINDOW),
+    "gemma2": lambda: transformers.Gemma2Config(
+        **_COMMON,
+        sliding_window=WINDOW,
+        layer_types=_MIXED,
+        query_pre_attn_scalar=16,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=5.0,
+    ),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **_COMMON, sliding_window=WINDOW, layer_types=_MIXED, query_pre_attn_scalar=16
+    ),
+    "gpt_oss": lambda: transformers.GptOssConfig(
+        **_COMMON, sliding_window=WINDOW, layer_types=_MIXED, num_local_experts=4, num_experts_per_tok=2
+    ),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+        **{key: value for key, value in _COMMON.items() if key != "head_dim"} | {"hidden_size": 96},
+        sliding_window=WINDOW,
+        use_sliding_window=True,
+        layer_types=_MIXED,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    ),
+    "granite": lambda: transformers.GraniteConfig(
+        **{key: value for key, value in _COMMON.items() if key != "head_dim"} | {"hidden_size": 96},
+        logits_scaling=4.0,
+    ),
+}
+
+
+def make_model(family: str, folder: Path) -> Path:
+    """Write a seeded model of `family` to `folder` as safetensors."""
+    torch.manual_seed(20)
+    model = AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=torch.float32)
+    for name, weight in model.named_parameters():
+        if name.endswith("sinks"):
+            torch.nn.init.normal_(weight, std=1.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What `generate` gives greedily for one prompt: tokens, and the logits that each was chosen from."""
+
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...]
+    logits: torch.Tensor  # [len(tokens), vocabulary]
+
+    def explain_difference(self, got: Sequence[int]) -> str | None:
+        """None when `got` equals the expected tokens, or leaves them at a tie; else what is wrong."""
+        for step, (want, have) in enumerate(zip(self.tokens, got, strict=False)):
+            if want == have:
+                continue
+            gap = float(self.logits[step, want] - self.logits[step, have])
+            return None if gap < TIE else f"token {step} is {have}, expected {want}; it is worse by {gap:.3g} in logit"
+        if len(got) != len(self.tokens):
+            return f"{len(got)} tokens, expected {len(self.tokens)}"
+        return None
+
+
+def generate(source: Path, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[Expected]:
+    """transformers' own greedy answer, one prompt at a time, EOS ignored."""
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    answers = []
+    for prompt in prompts:
+        out = model.generate(
+            torch.tensor([list(prompt)]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        tokens = tuple(out.sequences[0, len(prompt) :].tolist())
+        answers.append(Expected(tuple(prompt), tokens, torch.cat(out.logits)))
+    return answers
+
+
+def prompts(lengths: Sequence[int], shared: int = 0) -> list[tuple[int, ...]]:
+    """Random prompts of the given lengths whose first `shared` tokens are the same."""
+    generator = torch.Generator().manual_seed(7)
+    prefix = torch.randint(3, VOCAB_SIZE, (shared,), generator=generator).tolist()
+    tails = [torch.randint(3, VOCAB_SIZE, (length - shared,), generator=generator).tolist() for length in lengths]
+    return [tuple(prefix + tail) for tail in tails]
