@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import ClassVar
 
 from engine.cache.groups import LayerGroup
 from engine.cache.pool import BlockPool
@@ -57,6 +58,9 @@ class GroupManager(ABC):
         self._tree = tree
         self._max_chunk = max_chunk
 
+    needs_ancestors: ClassVar[bool]
+    """Whether a cached block is worthless once a block before it is gone."""
+
     @abstractmethod
     def longest_valid(self, path: Sequence[PrefixNode], limit: int) -> int:
         """The longest prefix of at most `limit` tokens from which this group could go on; 0 if none."""
@@ -96,20 +100,33 @@ class GroupManager(ABC):
         """Blocks still to be allocated before positions below `end` can be written."""
         return max(0, -(-end // self.group.block_size) - len(table.blocks))
 
-    def allocate(self, table: GroupTable, count: int, job: str) -> None:
-        """Append fresh blocks. The caller has checked that the pool has them."""
+    def allocate(self, table: GroupTable, count: int, job: str) -> list[PrefixNode]:
+        """Append fresh blocks; return the prefixes that were evicted for them. The caller has checked the room."""
+        evicted: list[PrefixNode] = []
         for _ in range(count):
             block = self.pool.pop()
             node = self.pool.node[block]
             if node is not None:
-                table.evicted += 1
-                table.evicted_unused += not self.pool.used[block]
+                self._count_eviction(table, block)
                 self.pool.unregister(block)
                 node.blocks[self.group.index] = NULL_BLOCK
-                self._tree.prune(node)
+                evicted.append(node)
             self.use.add(block, job)
             table.blocks.append(block)
         table.allocated += count
+        return evicted
+
+    def vacate(self, table: GroupTable, node: PrefixNode) -> None:
+        """Forget what is cached for this prefix, if nobody uses it. It counts as evicted for `table`."""
+        block = node.blocks[self.group.index]
+        if block != NULL_BLOCK and self.pool.ref[block] == 0:
+            self._count_eviction(table, block)
+            self.pool.vacate(block)
+            node.blocks[self.group.index] = NULL_BLOCK
+
+    def _count_eviction(self, table: GroupTable, block: int) -> None:
+        table.evicted += 1
+        table.evicted_unused += not self.pool.used[block]
 
     def drop_behind(self, table: GroupTable, computed: int, job: str) -> None:
         """Give back what no token from position `computed` on can see, lowest position first."""

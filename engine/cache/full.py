@@ -12,6 +12,8 @@ from engine.step import NULL_BLOCK
 class FullManager(GroupManager):
     """Valid prefixes are closed downwards: left to right, up to the first miss."""
 
+    needs_ancestors = True
+
     def longest_valid(self, path: Sequence[PrefixNode], limit: int) -> int:
         size = self.group.block_size
         num_blocks = 0
@@ -36,5 +38,5 @@ class FullManager(GroupManager):
             before = before.parent if before is not None else None
         assert before is not None, "a cached block has lost its ancestors"
         assert before is self._tree.root or before.blocks[self.group.index] != NULL_BLOCK, (
-            "a block was evicted before its descendant, which nobody can reach any more"
+            "a block has outlived the one before it; nobody can reach it any more"
         )

@@ -172,9 +172,29 @@ class KVCache:
 
     def _allocate(self, seq: SequenceBlocks, end: int) -> None:
         for manager, table in zip(self.managers, seq.tables, strict=True):
-            manager.allocate(table, manager.num_missing(table, end), seq.job)
+            for node in manager.allocate(table, manager.num_missing(table, end), seq.job):
+                if manager.needs_ancestors:
+                    self._forget_beyond(node, seq)
+                self._tree.prune(node)
         sizes = zip(self.managers, seq.tables, strict=True)
         seq.room = min(len(table.blocks) * manager.group.block_size for manager, table in sizes)
+
+    def _forget_beyond(self, node: PrefixNode, seq: SequenceBlocks) -> None:
+        """A full group has lost this prefix: no longer one can be resumed, so the other groups' blocks are dead too.
+
+        What a running sequence uses stays; it holds the prefix in every group, so nothing of that kind is found here
+        except by a sequence that computes the prefix anew.
+        """
+        stack, leaves = [node], []
+        while stack:
+            dead = stack.pop()
+            for manager, table in zip(self.managers, seq.tables, strict=True):
+                manager.vacate(table, dead)
+            stack.extend(dead.children.values())
+            if not dead.children:
+                leaves.append(dead)
+        for leaf in leaves:
+            self._tree.prune(leaf)
 
     def commit(self, seq: SequenceBlocks, tokens: Sequence[int], computed: int) -> None:
         """Register what the step has completed. Until now nobody could take it."""

@@ -5,10 +5,11 @@ Blocks without a reference stand in one of three intrusive lists, so that leavin
 
     EMPTY  no content worth anything            given out first
     COLD   cached content that nobody has reused   then these, oldest first
-    HOT    cached content that somebody has reused last, oldest first; when too many, the oldest cool down
+    HOT    cached content that somebody has reused last, oldest first
 
-So the tails that only one request ever needed go before the prefixes that several did, and a round over more
-prefixes than fit still finds the ones that have proven themselves.
+So the tails that only one request ever needed go before the prefixes that several did. The hot list is bounded, and
+a newcomer takes a place in it only from content that was not reused for long: a round over more prefixes than fit
+still finds those that have a place, where evicting the oldest would find none.
 """
 
 from __future__ import annotations
@@ -18,14 +19,29 @@ from engine.errors import ConfigError
 from engine.step import NULL_BLOCK
 
 _EMPTY, _COLD, _HOT, _HELD = range(4)
+_HOT_SHARE = 0.75  # of all blocks
+_PATIENCE = 4  # how often the pool may turn over before hot content gives up its place
 
 
 class BlockPool:
     """Free blocks, cached ones included, and the reference count of every block."""
 
-    __slots__ = ("_hot_limit", "_next", "_num_hot", "_prev", "_where", "node", "num_blocks", "num_free", "ref", "used")
+    __slots__ = (
+        "_freed_at",
+        "_hot_limit",
+        "_next",
+        "_num_hot",
+        "_num_pops",
+        "_prev",
+        "_where",
+        "node",
+        "num_blocks",
+        "num_free",
+        "ref",
+        "used",
+    )
 
-    def __init__(self, num_blocks: int, hot_share: float = 0.75) -> None:
+    def __init__(self, num_blocks: int, hot_share: float = _HOT_SHARE) -> None:
         if num_blocks < 2:
             raise ConfigError(f"a block pool of {num_blocks} has no usable block: block 0 is reserved; use at least 2")
         self.num_blocks = num_blocks  # block 0 included
@@ -34,6 +50,8 @@ class BlockPool:
         self.node: list[PrefixNode | None] = [None] * num_blocks  # the prefix whose KV the block caches
         self.used = bytearray(num_blocks)  # 1 once somebody took the content from the cache
         self._where = bytearray([_HELD]) * num_blocks
+        self._num_pops = 0  # the pool's clock
+        self._freed_at = [0] * num_blocks
         self._num_hot = 0
         self._hot_limit = int(hot_share * num_blocks)
         # Three sentinels behind the real blocks are the lists' ends: next[s] is the oldest, prev[s] the newest.
@@ -64,6 +82,7 @@ class BlockPool:
             if block == base + _COLD:
                 block = self._next[base + _HOT]
         self._unlink(block)
+        self._num_pops += 1
         self.ref[block] = 1
         return block
 
@@ -91,25 +110,31 @@ class BlockPool:
         self.node[block] = None
         self.used[block] = 0
 
+    def vacate(self, block: int) -> None:
+        """Forget the content of a free block, so that it is given out before any that is still worth something."""
+        assert self.ref[block] == 0, f"block {block} is in use"
+        self._unlink(block)
+        self.unregister(block)
+        self._link(block)
+
     def _link(self, block: int) -> None:
         if self.node[block] is None:
             where = _EMPTY
-        elif self.used[block]:
+        elif self.used[block] and self._has_hot_place():
             where = _HOT
         else:
             where = _COLD
         self._append(block, where)
-        self.num_free += 1
-        if where == _HOT:
-            self._num_hot += 1
-            if self._num_hot > self._hot_limit:
-                self._cool_oldest()
 
-    def _cool_oldest(self) -> None:
-        block = self._next[self.num_blocks + _HOT]
-        self._unlink(block)
-        self._append(block, _COLD)
-        self.num_free += 1
+    def _has_hot_place(self) -> bool:
+        if self._num_hot < self._hot_limit:
+            return True
+        oldest = self._next[self.num_blocks + _HOT]
+        if oldest >= self.num_blocks or self._num_pops - self._freed_at[oldest] <= _PATIENCE * self.num_blocks:
+            return False
+        self._unlink(oldest)
+        self._append(oldest, _COLD)
+        return True
 
     def _append(self, block: int, where: int) -> None:
         sentinel = self.num_blocks + where
@@ -119,6 +144,9 @@ class BlockPool:
         self._next[block] = sentinel
         self._prev[sentinel] = block
         self._where[block] = where
+        self._freed_at[block] = self._num_pops
+        self._num_hot += where == _HOT
+        self.num_free += 1
 
     def _unlink(self, block: int) -> None:
         before, after = self._prev[block], self._next[block]

@@ -16,6 +16,8 @@ class SlidingManager(GroupManager):
     first_needed(L) .. (L - 1) // block_size are cached.
     """
 
+    needs_ancestors = False
+
     def longest_valid(self, path: Sequence[PrefixNode], limit: int) -> int:
         """Right to left: a contiguous run that covers the window, or that reaches block 0."""
         size = self.group.block_size

@@ -8,7 +8,6 @@ from engine.cache.groups import LayerGroup
 from engine.cache.manager import KVCache
 from engine.request import Completion, Request, SamplingParams, StopCheck
 from engine.scheduler import Scheduler
-
 from tests.unit.engine.fake_runner import FakeRunner
 
 

@@ -29,12 +29,12 @@ class GatedRunner(FakeRunner):
         return super().run(step)
 
 
-@pytest.fixture()
+@pytest.fixture
 def runner() -> GatedRunner:
     return GatedRunner()
 
 
-@pytest.fixture()
+@pytest.fixture
 def engine(runner: GatedRunner) -> Iterator[Engine]:
     config = EngineConfig(num_blocks=100, block_size=4, max_batch_tokens=32, max_sequences=4)
     engine = Engine(runner, HYBRID, config, frozenset({7}), max_model_len=200)

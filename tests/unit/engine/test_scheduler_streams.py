@@ -11,6 +11,7 @@ from tests.unit.engine.harness import Harness, group, request
 
 FEW = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
+LONGEST = 13 + 5 + 14 - 1  # tokens of the longest sequence that a stream may draw; the last one never runs
 GROUP_SETS = (
     (group(0),),
     (group(0, window=6),),
@@ -23,10 +24,12 @@ GROUP_SETS = (
 @st.composite
 def streams(draw: st.DrawFn) -> tuple[Harness, list[list[Request]]]:
     groups = draw(st.sampled_from(GROUP_SETS))
+    max_batch_tokens = draw(st.integers(1, 24))
+    exact = 1 + max(item.peak_blocks(LONGEST, max_batch_tokens) for item in groups)
     harness = Harness(
         groups,
-        num_blocks=draw(st.integers(14, 40)),
-        max_batch_tokens=draw(st.integers(1, 24)),
+        num_blocks=exact + draw(st.integers(0, 20)),
+        max_batch_tokens=max_batch_tokens,
         max_sequences=draw(st.integers(1, 6)),
         allow_block_sharing=draw(st.booleans()),
         use_prefix_sharing=draw(st.booleans()),
