@@ -54,7 +54,8 @@ def _conditions(lines: list[dict[str, Any]]) -> str:
     rounds = len({line["round"] for line in lines})
     return (
         f"Median of {rounds} round(s); {last['cpu']}, {last['threads']} threads, {last['dtype']}, "
-        f"torch {last['torch']}, transformers {last['transformers']}, Python {last['python']}; measured {last['measured_at'][:10]}. "
+        f"torch {last['torch']}, transformers {last['transformers']}, Python {last['python']}; "
+        f"measured {last['measured_at'][:10]}. "
         "tok/s counts new tokens over the whole batch, prefill included, loading left out."
     )
 

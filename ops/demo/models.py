@@ -86,6 +86,7 @@ def fetch(model: DemoModel, models: Path) -> Path:
             gguf = unpack(model, Path(scratch))
             print(f"{model.name}: converting to safetensors, once; this takes one to two minutes", flush=True)
             converted = Path(scratch) / "converted"
+            converted.mkdir()
             subprocess.run([sys.executable, "-m", "jobs.convert", str(gguf), str(converted)], check=True, cwd=ROOT)
             converted.rename(target)
     return target
