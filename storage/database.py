@@ -7,10 +7,12 @@ the same on both and no worker's clock matters.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
+import psycopg
 from sqlalchemy import Connection, Double, Engine, create_engine, event, exc, func, select
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.compiler import compiles
@@ -21,6 +23,7 @@ from storage.errors import DatabaseDown, SchemaOutdated, StorageError
 
 BUSY_SECONDS = 10.0
 STUCK_SECONDS = 60.0  # a stopped process must not hold its row locks for longer
+_NO_SUCH_TABLE = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
 UPGRADE_HINT = "run `nightmill db upgrade`"
 
 
@@ -52,6 +55,8 @@ class Database:
             _require_file(self._url)
         engine = _sqlite_engine(self._url) if self.is_sqlite else _postgres_engine(self._url)
         self._writer = engine.execution_options(nightmill_write=True)
+        # SQLite's own waiting is polling and unfair; threads of one process queue up here instead
+        self._turn: AbstractContextManager[Any] = Lock() if self.is_sqlite else nullcontext()
         # a reader of several statements sees one moment: SQLite does so anyway
         self._reader = engine if self.is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         try:
@@ -76,7 +81,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One writing transaction; SQLite takes its write lock at the start, so it never has to be repeated."""
-        with self._translated(), self._writer.begin() as conn:
+        with self._turn, self._translated(), self._writer.begin() as conn:
             yield conn
 
     @contextmanager
@@ -96,7 +101,7 @@ class Database:
 
     def _translate(self, error: exc.DBAPIError) -> StorageError | exc.DBAPIError:
         reason = str(error.orig).strip().partition("\n")[0]
-        if "no such table" in reason or "no such column" in reason or "Undefined" in type(error.orig).__name__:
+        if isinstance(error.orig, _NO_SUCH_TABLE) or reason.startswith(("no such table", "no such column")):
             return SchemaOutdated(f"the schema of {self.name} is not this program's ({reason}); {UPGRADE_HINT}")
         if isinstance(error, exc.OperationalError | exc.InterfaceError):
             return DatabaseDown(f"the database {self.name} does not answer: {reason}; check that it runs and try again")

@@ -1,6 +1,8 @@
 """Moves of jobs. Each function runs inside its caller's transaction.
 
-Lock order, everywhere: first the job's row, then its shards' rows. So no two transactions wait for each other.
+Lock order, everywhere: first the job's row, then its shards' rows, so that no two transactions wait for each other.
+The lock leaves the row's key alone (FOR NO KEY UPDATE): a claim, which holds its shard, may insert rows that refer to
+the job meanwhile.
 """
 
 from __future__ import annotations
@@ -71,7 +73,10 @@ def newest(conn: Connection, limit: int) -> list[Job]:
 def lock_job_of(conn: Connection, shard_id: ShardId) -> Row[Any]:
     """Take the row lock of a shard's job before its shard is touched; the job's row. Raises Fenced if there is none."""
     row = conn.execute(
-        select(jobs).join(shards, shards.c.job_id == jobs.c.id).where(shards.c.id == shard_id).with_for_update(of=jobs)
+        select(jobs)
+        .join(shards, shards.c.job_id == jobs.c.id)
+        .where(shards.c.id == shard_id)
+        .with_for_update(of=jobs, key_share=True)
     ).one_or_none()
     if row is None:
         raise Fenced(f"there is no shard {shard_id}; its hint is stale or forged")
@@ -230,7 +235,7 @@ def retire(conn: Connection, job_id: JobId) -> bool:
 
 def _row(conn: Connection, job_id: JobId, *, for_update: bool = False) -> Row[Any]:
     query = select(jobs).where(jobs.c.id == job_id)
-    row = conn.execute(query.with_for_update() if for_update else query).one_or_none()
+    row = conn.execute(query.with_for_update(key_share=True) if for_update else query).one_or_none()
     if row is None:
         raise NoSuchJob(f"there is no job {job_id}; `nightmill list` shows all")
     return row

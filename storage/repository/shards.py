@@ -239,7 +239,7 @@ def _end_running(
     delay_seconds: float = 0.0,
 ) -> ShardState:
     """running -> cancelled if its job is, else dead if its crashes are spent, else ready. Both rows are locked."""
-    crashes = shard.crashes + (outcome != Outcome.PREEMPTED)
+    crashes = shard.crashes + int(outcome != Outcome.PREEMPTED)
     if job.state not in JOB_RUNNABLE | {JobState.PAUSED}:
         state = ShardState.CANCELLED
     elif outcome != Outcome.PREEMPTED and crashes >= max_attempts:
@@ -253,7 +253,7 @@ def _end_running(
         .values(
             state=state,
             crashes=crashes,
-            preemptions=shards.c.preemptions + (outcome == Outcome.PREEMPTED),
+            preemptions=shards.c.preemptions + int(outcome == Outcome.PREEMPTED),
             lease_owner=None,
             lease_until=0,
             not_before=now() + delay_seconds,
