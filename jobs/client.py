@@ -109,9 +109,13 @@ def stats(repository: Repository, job_id: int) -> dict[str, Any]:
 
 def missing(place: Place, repository: Repository, job: Job, shards: Sequence[Shard]) -> list[str]:
     """Which processes have to be started before the job can go on; each line has the command."""
-    settings = place.settings
-    live = repository.workers(max_age_seconds=settings.worker_stale_seconds)
-    return report.missing_processes(job, shards, live, embedded=settings.embedded, owner_alive=place.owner_alive)
+    return report.missing_processes(job, shards, staff(place, repository))
+
+
+def staff(place: Place, repository: Repository) -> report.Staff:
+    """Who is there to run jobs now."""
+    heard_of = repository.workers(max_age_seconds=place.settings.worker_stale_seconds)
+    return report.Staff.of(heard_of, embedded=place.settings.embedded, owner=place.owner_alive)
 
 
 def _names(engine: Mapping[str, Any]) -> str:

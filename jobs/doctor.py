@@ -131,11 +131,16 @@ def _database(place: Place) -> Iterator[Check]:
 
 
 def _workers(place: Place, repository: Repository) -> Check:
-    """Whether every model with waiting work has a live worker."""
-    live = repository.workers(max_age_seconds=place.settings.worker_stale_seconds)
-    served = {worker.model_key for worker in live}
-    unserved = [model.source for model, _ in repository.waiting_models() if model.key not in served]
-    names = ", ".join(f"{worker.id} ({worker.model_source}, {worker.state})" for worker in live) or "none live"
-    if not unserved or place.settings.embedded:
-        return Check("workers", names)
-    return Check("workers", names, "; ".join(f"start `nightmill worker --model {source}`" for source in unserved))
+    """Whether every model with waiting work has a live worker, and somebody reconciles."""
+    from jobs.client import staff
+
+    here = staff(place, repository)
+    names = [*sorted(here.models.values()), *(["a reconciler"] if here.reconciler else [])]
+    found = f"live: {', '.join(names)}" if names else "none live"
+    if place.settings.embedded:
+        return Check("workers", found)
+    unserved = [model.source for model, _ in repository.waiting_models() if model.key not in here.models]
+    remedies = [f"start `nightmill worker --model {source}`" for source in unserved]
+    if not here.reconciler:
+        remedies.append("start `nightmill reconciler`")
+    return Check("workers", found, "; ".join(remedies) or None)

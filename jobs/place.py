@@ -42,9 +42,9 @@ class Place:
     @property
     def owner_alive(self) -> bool:
         """Embedded mode, and a process runs broker, worker and reconciler here."""
-        from jobs import embedded
+        from jobs.embedded import owner_alive
 
-        return self.settings.embedded and embedded.owner_alive(self.settings)
+        return self.settings.embedded and owner_alive(self.settings)
 
     def prepare(self) -> None:
         """Make state directory and database of embedded mode if nothing was ever run here. Raises UsageError."""
@@ -91,6 +91,6 @@ def find(changes: Mapping[str, Any] | None = None) -> Place:
             f"NIGHTMILL_{given}_URL is set but NIGHTMILL_{absent}_URL is not: set it as well,"
             " or unset both to run everything on this machine"
         )
-    from jobs import embedded
+    from jobs.embedded import broker_url, database_url
 
-    return Place(settings, embedded.database_url(settings), embedded.broker_url(settings))
+    return Place(settings, database_url(settings), broker_url(settings))

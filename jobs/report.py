@@ -6,6 +6,7 @@ Pure functions from records to plain values; the commands print them as a table 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -139,26 +140,45 @@ def _group(group: GroupStats) -> dict[str, Any]:
     }
 
 
-def missing_processes(
-    job: Job, shards: Sequence[Shard], workers: Sequence[WorkerRecord], *, embedded: bool, owner_alive: bool
-) -> list[str]:
-    """What has to be started before this job can go on, each with its command; empty when nothing is missing.
+RECONCILER = "reconciler"
+"""What a reconciler's record has for a model; its model has no key."""
 
-    `workers` are the live ones.
-    """
+
+@dataclass(frozen=True, slots=True)
+class Staff:
+    """Who is there to run jobs: the live workers by model key, whether a reconciler lives, and whose part that is."""
+
+    models: Mapping[str, str]  # model key -> source, of the workers that take shards
+    reconciler: bool
+    embedded: bool  # one owner brings all of them
+    owner: bool
+
+    @classmethod
+    def of(cls, records: Sequence[WorkerRecord], *, embedded: bool, owner: bool) -> Staff:
+        """`records` are those that were heard of lately."""
+        serving = [record for record in records if record.model_key and record.state in ("starting", "ready")]
+        reconciler = any(
+            not each.model_key and each.model_source == RECONCILER and each.state != "gone" for each in records
+        )
+        return cls({record.model_key: record.model_source for record in serving}, reconciler, embedded, owner)
+
+
+def missing_processes(job: Job, shards: Sequence[Shard], staff: Staff) -> list[str]:
+    """What has to be started before this job can go on, each with its command; empty when nothing is missing."""
     if job.state in JOB_FINAL:
         return []
-    if embedded:
+    if staff.embedded:
         again = f"run the same submit again (output {job.output_uri})"
-        return [] if owner_alive else [f"nobody owns this state directory, so nothing runs: {again}"]
-    missing = []
-    has_work = not shards or any(shard.state in SHARD_OPEN for shard in shards)
-    if has_work and not any(worker.model_key == job.model.key for worker in workers):
-        others = sorted({worker.model_source for worker in workers if worker.model_source})
-        serving = f" (live workers serve {', '.join(others)})" if others else ""
+        return [] if staff.owner else [f"nobody owns this state directory, so nothing runs: {again}"]
+    absent = []
+    has_work = any(shard.state in SHARD_OPEN for shard in shards)
+    if has_work and job.model.key not in staff.models:
+        others = f" (live workers serve {', '.join(sorted(set(staff.models.values())))})" if staff.models else ""
         start = f"start one with `nightmill worker --model {job.model.source}`"
-        missing.append(f"no live worker can serve {job.model.source}{serving}: {start}")
-    return missing
+        absent.append(f"no live worker can serve {job.model.source}{others}: {start}")
+    if not staff.reconciler:
+        absent.append("no reconciler is live, so nothing is published or retried: start `nightmill reconciler`")
+    return absent
 
 
 def _time(when: datetime | None) -> str | None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from jobs import place
+from jobs.exits import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,9 +35,15 @@ def worker(
 
 def reconciler() -> None:
     """Send waiting shards to the broker, end expired leases, publish finished jobs. A second one is harmless."""
+    from jobs.presence import announced
     from jobs.reconciler import run_reconciler
 
-    raise typer.Exit(run_reconciler(place.find().settings))
+    found = place.find()
+    if found.settings.embedded:
+        raise UsageError("in embedded mode the owner reconciles; name NIGHTMILL_BROKER_URL and NIGHTMILL_DATABASE_URL")
+    with announced(found.settings, found.database_url):
+        code = run_reconciler(found.settings)
+    raise typer.Exit(code)
 
 
 def flower(

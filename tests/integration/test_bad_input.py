@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from storage.repository import Repository
 from tests.integration.program import Program
 
 pytestmark = pytest.mark.integration
@@ -68,10 +69,19 @@ def assert_refused(done: subprocess.CompletedProcess[str], code: int, words: Seq
     assert done.stdout == ""
 
 
-def jobs(program: Program) -> list[dict[str, Any]]:
-    listed = program.nightmill("list", "--json")
-    assert listed.returncode == 0, listed.stderr
-    return [json.loads(line) for line in listed.stdout.splitlines()]
+def job_states(database: Path) -> list[str]:
+    """States of all jobs, oldest first; none where no database was made."""
+    if not database.exists():
+        return []
+    repository = Repository(f"sqlite:///{database}")
+    try:
+        return [job.state.value for job in reversed(repository.list_jobs())]
+    finally:
+        repository.close()
+
+
+def embedded_jobs(program: Program) -> list[str]:
+    return job_states(program.folder / "home" / "nightmill.db")
 
 
 def output(program: Program) -> list[dict[str, Any]]:
@@ -98,7 +108,7 @@ def test_an_input_that_cannot_be_used_ends_with_3_and_writes_nothing(
 
     assert_refused(done, 3, words)
     assert not (program.folder / "OUT").exists()
-    assert {job["state"] for job in jobs(program)} <= {"failed"}  # what was found while planning stays in the history
+    assert set(embedded_jobs(program)) <= {"failed"}  # what was found while planning stays in the history
 
 
 def test_a_named_column_that_is_absent_ends_with_3(program: Program, tiny_model: Path) -> None:
@@ -153,7 +163,7 @@ def test_an_output_below_a_file_cannot_be_written(program: Program, tiny_model: 
     (program.folder / "file").write_text("")
 
     assert_refused(program.submit(good, "-o", "file/OUT", "--model", tiny_model), 9, ["file/OUT"])
-    assert jobs(program) == []
+    assert embedded_jobs(program) == []
 
 
 def test_an_output_folder_with_other_files_is_left_alone(program: Program, tiny_model: Path) -> None:
@@ -175,7 +185,7 @@ def test_an_output_folder_of_another_job_is_left_alone(program: Program, tiny_mo
 
     assert_refused(done, 9, ["OUT", "max_tokens"])
     assert output(program) == before
-    assert len(jobs(program)) == 1
+    assert embedded_jobs(program) == ["completed"]
 
 
 def test_a_row_that_cannot_be_used_is_an_error_of_that_row_alone(program: Program, tiny_model: Path) -> None:
@@ -198,7 +208,30 @@ def test_a_job_of_which_every_row_fails_has_failed(program: Program, tiny_model:
     done = program.submit(rows, "-o", "OUT", "--model", tiny_model)
 
     assert done.returncode == 5, done.stderr
-    assert [job["state"] for job in jobs(program)] == ["failed"]
+    assert embedded_jobs(program) == ["failed"]
+
+
+@pytest.fixture
+def recurrent_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A real model with random weights whose first layer is a convolution."""
+    import torch
+    from transformers import Lfm2Config, Lfm2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Lfm2Config(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=32,
+        layer_types=["conv", "full_attention"],
+    )
+    folder = tmp_path / "recurrent"
+    Lfm2ForCausalLM(config).save_pretrained(folder)
+    shutil.copy(tiny_model / "tokenizer.json", folder)
+    return folder
 
 
 def test_a_model_that_cannot_be_served_fails_the_job_and_names_the_layer(
@@ -210,8 +243,9 @@ def test_a_model_that_cannot_be_served_fails_the_job_and_names_the_layer(
     done = real.submit(good, "-o", "OUT", "--model", recurrent_model, "--max-tokens", "4")
 
     assert done.returncode == 5, done.stderr
-    assert "layer" in done.stderr
+    assert "layer 0 is of type" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (program.folder / "OUT" / "data").exists()
 
 
 def real_mode(program: Program, **addresses: str) -> Program:
@@ -238,7 +272,7 @@ def test_a_broker_out_of_reach_ends_with_8_and_writes_nothing(program: Program, 
     assert_refused(done, 8, ["broker", "127.0.0.1:1"])
     assert "secret" not in done.stderr
     assert not (program.folder / "OUT").exists()
-    assert jobs(real) == []
+    assert job_states(program.folder / "jobs.db") == []
 
 
 def test_a_database_out_of_reach_ends_with_8_and_writes_nothing(program: Program, tiny_model: Path) -> None:

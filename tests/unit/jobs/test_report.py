@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -95,12 +96,56 @@ def test_rates_of_a_job_that_has_not_begun_are_unknown_rather_than_zero(make_job
     assert (told["hit_rate"], told["tokens_per_second"]) == (None, None)
 
 
-def test_a_job_without_a_worker_for_its_model_names_the_command(make_job: MakeJob, make_shard: MakeShard) -> None:
-    job, shards = make_job(), [make_shard()]
+RECONCILER = replace(worker(key="", source="reconciler"), id="reconciler@host")
 
-    missing = report.missing_processes(job, shards, [worker("k2", "org/other")], embedded=False, owner_alive=False)
+
+def separate(*records: WorkerRecord) -> report.Staff:
+    return report.Staff.of(records, embedded=False, owner=False)
+
+
+def test_a_job_without_a_worker_for_its_model_names_the_command(make_job: MakeJob, make_shard: MakeShard) -> None:
+    missing = report.missing_processes(make_job(), [make_shard()], separate(worker("k2", "org/other"), RECONCILER))
 
     assert missing == [
         "no live worker can serve org/model (live workers serve org/other): "
         "start one with `nightmill worker --model org/model`"
     ]
+
+
+def test_a_worker_that_drains_or_has_gone_serves_nobody(make_job: MakeJob, make_shard: MakeShard) -> None:
+    leaving = [replace(worker(), state="draining"), replace(worker(), state="gone")]
+
+    missing = report.missing_processes(make_job(), [make_shard()], separate(*leaving, RECONCILER))
+
+    assert [line.partition(":")[0] for line in missing] == ["no live worker can serve org/model"]
+
+
+def test_a_missing_reconciler_is_named(make_job: MakeJob, make_shard: MakeShard) -> None:
+    gone = replace(RECONCILER, state="gone")
+
+    (line,) = report.missing_processes(make_job(), [make_shard()], separate(worker(), gone))
+
+    assert "nightmill reconciler" in line
+
+
+def test_nothing_is_missing_with_worker_and_reconciler(make_job: MakeJob, make_shard: MakeShard) -> None:
+    assert report.missing_processes(make_job(), [make_shard()], separate(worker(), RECONCILER)) == []
+
+
+def test_a_finished_job_misses_nobody(make_job: MakeJob, make_shard: MakeShard) -> None:
+    assert report.missing_processes(make_job(state=JobState.FAILED), [make_shard()], separate()) == []
+
+
+def test_a_job_whose_shards_are_done_needs_no_worker(make_job: MakeJob, make_shard: MakeShard) -> None:
+    done = make_shard(state=ShardState.DONE)
+
+    assert report.missing_processes(make_job(state=JobState.FINALIZING), [done], separate(RECONCILER)) == []
+
+
+@pytest.mark.parametrize(("owner", "lines"), [(True, 0), (False, 1)])
+def test_in_embedded_mode_only_the_owner_can_be_missing(
+    make_job: MakeJob, make_shard: MakeShard, owner: bool, lines: int
+) -> None:
+    staff = report.Staff.of([], embedded=True, owner=owner)
+
+    assert len(report.missing_processes(make_job(), [make_shard()], staff)) == lines
