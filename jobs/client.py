@@ -33,7 +33,7 @@ def place_for(engine: Mapping[str, Any]) -> Place:
         )
     if engine and place.owner_alive:
         raise UsageError(
-            f"{_names(engine)} cannot be honoured: the engine in {place.settings.home} runs already, for another submit;"
+            f"{_names(engine)} cannot be honoured: an engine runs in {place.settings.home} already, for another submit;"
             " wait for its end, or set NIGHTMILL_HOME to another directory"
         )
     return place

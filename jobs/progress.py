@@ -6,7 +6,8 @@ The database is asked; nothing else is: a job is followed from any machine that 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from storage.repository import Repository
 
 
+SPEED_SECONDS = 30.0  # the window of the shown speed: a pause of the worker must be seen
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A job as it was seen once, and its speed since it was first seen."""
+    """A job as it was seen once, with its speed of the last half minute; of an ended job, over its whole run."""
 
     job: Job
     stats: RunStats
@@ -51,19 +55,33 @@ class Moment:
 def moments(repository: Repository, job_id: JobId, *, poll_seconds: float, timeout: float | None) -> Iterator[Moment]:
     """The job again and again until it has ended. Raises NoSuchJob, TimedOut."""
     started = time.monotonic()
-    first: RunStats | None = None
+    seen: deque[tuple[float, int]] = deque()
     while True:
         job, stats = repository.get_job(job_id), repository.job_stats(job_id)
-        first = first or stats
-        elapsed = time.monotonic() - started
-        new_tokens = stats.completion_tokens - first.completion_tokens
-        yield Moment(job, stats, new_tokens / elapsed if elapsed and new_tokens else None)
+        now = time.monotonic()
+        elapsed = now - started
+        seen.append((now, stats.completion_tokens))
+        while now - seen[0][0] > SPEED_SECONDS:
+            seen.popleft()
+        yield Moment(job, stats, _overall_speed(job, stats) if job.state in JOB_FINAL else _recent_speed(seen))
         if job.state in JOB_FINAL:
             return
         if timeout is not None and elapsed >= timeout:
             again = f"follow it with: nightmill watch {job_id}"
             raise TimedOut(f"job {job_id} is {job.state.value} after {timeout:g} s; it goes on; {again}")
         time.sleep(poll_seconds if timeout is None else max(0.0, min(poll_seconds, timeout - elapsed)))
+
+
+def _recent_speed(seen: Sequence[tuple[float, int]]) -> float | None:
+    """New tokens per second from the first to the last look; None until there are some."""
+    (before, had), (now, has) = seen[0], seen[-1]
+    return (has - had) / (now - before) if has > had else None
+
+
+def _overall_speed(job: Job, stats: RunStats) -> float | None:
+    if job.started_at is None or job.finished_at is None or job.finished_at <= job.started_at:
+        return None
+    return stats.completion_tokens / (job.finished_at - job.started_at).total_seconds()
 
 
 def follow(

@@ -18,15 +18,8 @@ from storage.records import Job
 from storage.states import RowStatus
 
 BATCH_ROWS = 1024
-TABLE_COLUMNS = (
-    "row_index",
-    "custom_id",
-    "status",
-    "finish_reason",
-    "prompt_tokens",
-    "completion_tokens",
-    "output_text",
-)
+COLUMNS = ("row_index", "custom_id", "status", "finish_reason", "completion_tokens", "output_text")
+ERROR_COLUMNS = ("row_index", "custom_id", "error_code", "error_message")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +49,7 @@ class Results:
 
     @property
     def table_columns(self) -> tuple[str, ...]:
-        return (*TABLE_COLUMNS, "error_message") if self.errors_only else TABLE_COLUMNS
+        return ERROR_COLUMNS if self.errors_only else COLUMNS
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Each row as a dictionary."""

@@ -110,5 +110,6 @@ def stats(job: JobArgument, json: JsonOption = False) -> None:
         return
     overall = [{"counter": name, "value": value} for name, value in told.items() if name not in ("job", "groups")]
     terminal.write_rows(overall, ["counter", "value"], as_json=False, title=f"job {job}")
-    columns = list(told["groups"][0]) if told["groups"] else ["kind"]
-    terminal.write_rows(told["groups"], columns, as_json=False, title="layer groups")
+    if told["groups"]:
+        groups = [{name.removeprefix("blocks_"): value for name, value in group.items()} for group in told["groups"]]
+        terminal.write_rows(groups, list(groups[0]), as_json=False, title="blocks of each layer group")

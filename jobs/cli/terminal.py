@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 STDERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -31,12 +31,13 @@ def write_json(value: Mapping[str, Any]) -> None:
 def write_rows(
     rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, title: str | None = None
 ) -> None:
-    """Rows as a table of these columns, or as one JSON line each with everything that they hold."""
+    """Rows as a table of these columns, the last of which may wrap; or each as a JSON line with all that it holds."""
     if as_json:
         for row in rows:
             write_json(row)
         return
-    drawn = Table(*columns, title=title, title_justify="left")
+    *short, last = columns
+    drawn = Table(*(Column(name, no_wrap=True) for name in short), last, title=title, title_justify="left")
     for row in rows:
         drawn.add_row(*(cell(row.get(column)) for column in columns))
     Console(highlight=False).print(drawn)
