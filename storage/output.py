@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ def take_output(out: Path, owner: Owner) -> bool:
     Raises OutputConflict when OUT belongs to another job or another specification, holds foreign files or cannot be
     written; then nothing has changed.
     """
-    if "://" in str(out):
+    if re.match(r"[a-zA-Z][\w+.-]+:/", str(out)):  # a Path has lost one of the two slashes
         raise OutputConflict(f"{out}: results can only be written to local paths so far")
     if _is_ours(out, owner):
         return False
