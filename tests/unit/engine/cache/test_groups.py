@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache.manager import KVCache
 from tests.unit.engine.harness import group
 
 
+@settings(deadline=None)
 @given(st.sampled_from([None, 1, 2, 4, 5, 9, 16]), st.integers(1, 6), st.lists(st.integers(1, 12), min_size=1))
 def test_no_sequence_ever_holds_more_than_its_peak(window: int | None, block_size: int, chunks: list[int]) -> None:
     item = group(0, window=window, block_size=block_size)

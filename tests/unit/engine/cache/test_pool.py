@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.cache.pool import BlockPool
@@ -141,6 +141,7 @@ def test_null_is_never_referenced() -> None:
 MOVES = st.sampled_from(["pop", "hold", "drop", "register", "use", "vacate"])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(MOVES, st.integers(0, 50)), max_size=80))
 def test_no_order_of_moves_loses_or_doubles_a_block(moves: list[tuple[str, int]]) -> None:
     pool = BlockPool(7, hot_share=0.3)
