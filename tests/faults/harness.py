@@ -34,6 +34,7 @@ from storage.states import JOB_FINAL
 from tests.fakes import make_fake_model
 
 ROOT = Path(__file__).parents[2]
+MAX_TOKENS = 12
 PATIENCE = 60.0  # seconds until a condition that never comes true fails the test
 
 
@@ -156,14 +157,12 @@ class Harness:
         pq.write_table(pa.table({"prompt": prompts, "note": [f"note {i}" for i in range(len(prompts))]}), path)
         return path
 
-    def submit(
-        self, prompts: list[str], *, shard_rows: int = 16, n: int = 1, name: str = "out", max_tokens: int = 12
-    ) -> Job:
+    def submit(self, prompts: list[str], *, shard_rows: int = 16, n: int = 1, name: str = "out") -> Job:
         options = SubmitOptions(
             inputs=(str(self.write_input(prompts, f"{name}-input")),),
             output=self.folder / name,
             model=str(self.model),
-            sampling=Sampling().overridden({"max_tokens": max_tokens, "n": n}),
+            sampling=Sampling().overridden({"max_tokens": MAX_TOKENS, "n": n}),
             shard_rows=shard_rows,
             seed=7,
         )

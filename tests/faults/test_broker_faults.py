@@ -1,0 +1,98 @@
+"""A broker that dies, and messages that are doubled, forged or nonsense."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import redis
+
+from jobs.app import make_app, queue_name
+from jobs.broker import PrivateBroker
+from jobs.tasks import RUN_SHARD, publish_hint
+from storage.records import Hint, JobId, ShardId
+from storage.states import JobState, ShardState
+from tests.faults.checker import check_job
+from tests.faults.harness import Harness, wait_for
+
+pytestmark = pytest.mark.integration
+
+PROMPTS = [f"prompt number {i}" for i in range(96)]
+KEYS = {(i, 0) for i in range(96)}
+SLOW = {"FAKE_ENGINE_ROWS_PER_SECOND": "30"}
+
+
+def test_without_a_broker_no_new_shard_starts_and_with_it_the_job_goes_on(harness: Harness) -> None:
+    worker = harness.start_worker("w0", **SLOW)
+    job = harness.submit(PROMPTS, shard_rows=16)
+    harness.wait_for_rows(job.id, 8)
+
+    harness.broker.stop()
+    wait_for(lambda: _running(harness, job.id) == 0, "what had begun is finished without the broker")
+    started = sum(shard.attempts for shard in harness.repository.shards(job.id))
+    done = harness.job(job.id).shards_done
+
+    assert harness.job(job.id).state is JobState.IN_PROGRESS
+    assert done < 6
+    for _ in range(10):
+        harness.repository.dispatch(None, 100, 0.0)
+        assert sum(shard.attempts for shard in harness.repository.shards(job.id)) == started
+
+    harness.broker = PrivateBroker(harness.settings.home)
+    harness.broker.start()
+
+    assert harness.wait_for_end(job.id).state is JobState.COMPLETED
+    check_job(harness.repository, job.id, KEYS)
+    assert worker.process.poll() is None
+
+
+def test_a_hint_sent_many_times_is_claimed_once(harness: Harness) -> None:
+    harness.stop_reconciler()
+    job = harness.submit(PROMPTS, shard_rows=16)
+    hints = harness.repository.dispatch(None, 100, 1000.0)
+    app = make_app(harness.broker.url, prefix=harness.settings.redis_prefix)
+    for _ in range(20):
+        for hint in hints:
+            publish_hint(app, hint)
+
+    for name in ("w0", "w1"):
+        harness.start_worker(name)
+    harness.start_reconciler()
+
+    assert harness.wait_for_end(job.id).state is JobState.COMPLETED
+    check_job(harness.repository, job.id, KEYS)
+    assert [shard.attempts for shard in harness.repository.shards(job.id)] == [1] * len(hints)
+
+
+def test_garbage_in_the_queue_does_not_stop_the_worker(harness: Harness) -> None:
+    worker = harness.start_worker("w0")
+    wait_for(lambda: bool(harness.repository.workers(2.0)), "the worker lives")
+    key = harness.repository.workers(2.0)[0].model_key
+    app = make_app(harness.broker.url, prefix=harness.settings.redis_prefix)
+    client = redis.Redis(unix_socket_path=str(harness.broker.socket))
+    forged = Hint(
+        job_id=JobId(999), shard_id=ShardId(999), dispatch_seq=1, model_key=key, model_source="../../etc/passwd"
+    )
+
+    publish_hint(app, forged)
+    app.send_task("no.such.task", queue=queue_name(key))
+    app.send_task(RUN_SHARD, kwargs={"job_id": 1, "shard_id": "one'; DROP TABLE jobs"}, queue=queue_name(key))
+    app.send_task(RUN_SHARD, args=[1, 2, 3, 4], queue=queue_name(key))
+    message = {
+        "body": "bm90IGpzb24=",
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "headers": {"task": RUN_SHARD, "id": "x"},
+        "properties": {"body_encoding": "base64", "delivery_tag": "t1", "delivery_info": {}},
+    }
+    client.lpush(harness.settings.redis_prefix + queue_name(key), json.dumps(message))
+    client.close()
+    job = harness.submit(PROMPTS, shard_rows=32)
+
+    assert harness.wait_for_end(job.id).state is JobState.COMPLETED
+    check_job(harness.repository, job.id, KEYS)
+    assert worker.process.poll() is None
+
+
+def _running(harness: Harness, job_id: JobId) -> int:
+    return sum(shard.state is ShardState.RUNNING for shard in harness.repository.shards(job_id))
