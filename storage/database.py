@@ -19,11 +19,12 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from storage.errors import DatabaseDown, SchemaOutdated, StorageError
+from storage.errors import DatabaseDown, FileDamaged, SchemaOutdated, StorageError
 
 BUSY_SECONDS = 10.0
 STUCK_SECONDS = 60.0  # a stopped process must not hold its row locks for longer
 _NO_SUCH_TABLE = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
+_SECRETS = ("password", "sslpassword")  # may also stand in the query part of an address
 UPGRADE_HINT = "run `nightmill db upgrade`"
 
 
@@ -73,7 +74,7 @@ class Database:
     @property
     def name(self) -> str:
         """The address as it may be shown: without its password."""
-        return self._url.render_as_string(hide_password=True)
+        return self._url.difference_update_query(_SECRETS).render_as_string(hide_password=True)
 
     def close(self) -> None:
         self._writer.dispose()
@@ -95,17 +96,23 @@ class Database:
         try:
             yield
         except exc.DBAPIError as error:
-            raise self._translate(error) from error
+            ours = self._in_our_words(error)
+            if ours is None:
+                raise
+            raise ours from error
         except exc.TimeoutError as error:
             raise DatabaseDown(f"no free connection to {self.name}; fewer threads at once, or try again") from error
 
-    def _translate(self, error: exc.DBAPIError) -> StorageError | exc.DBAPIError:
+    def _in_our_words(self, error: exc.DBAPIError) -> StorageError | None:
+        """None for a statement that the database refused: a bug of ours, or a conflict that the caller knows."""
         reason = str(error.orig).strip().partition("\n")[0]
         if isinstance(error.orig, _NO_SUCH_TABLE) or reason.startswith(("no such table", "no such column")):
             return SchemaOutdated(f"the schema of {self.name} is not this program's ({reason}); {UPGRADE_HINT}")
         if isinstance(error, exc.OperationalError | exc.InterfaceError):
             return DatabaseDown(f"the database {self.name} does not answer: {reason}; check that it runs and try again")
-        return error
+        if type(error) is exc.DatabaseError:
+            return FileDamaged(f"the database {self.name} cannot be read: {reason}; restore it or name another")
+        return None
 
 
 def lock(conn: Connection, key: int) -> None:
@@ -117,7 +124,7 @@ def lock(conn: Connection, key: int) -> None:
 def _normalise(url: str) -> URL:
     try:
         parsed = make_url(url)
-    except exc.ArgumentError:
+    except (exc.ArgumentError, ValueError):
         # the text is not shown: it may hold a password
         raise StorageError("the database URL cannot be parsed; use sqlite:///PATH or postgresql://...") from None
     if parsed.drivername in {"postgres", "postgresql", "postgresql+psycopg"}:

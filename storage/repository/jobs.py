@@ -12,7 +12,7 @@ from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, exists, func, insert, select, update
+from sqlalchemy import Connection, Row, exists, func, insert, select, update
 
 from storage.database import now
 from storage.errors import Fenced, NoSuchJob
@@ -24,6 +24,7 @@ from storage.tables import attempts, dead_rows, jobs, shards
 _INSERT_SHARDS = 500  # per statement
 _LEASED = (JobState.VALIDATING, JobState.FINALIZING, JobState.CANCELLING)  # states in which one process has work to do
 
+_HAS_OPEN_SHARD = exists().where(shards.c.job_id == jobs.c.id, shards.c.state.in_(SHARD_OPEN)).correlate(jobs)
 rows_left = jobs.c.rows_total - jobs.c.rows_succeeded - jobs.c.rows_errored - jobs.c.rows_expired - jobs.c.rows_canceled
 
 
@@ -93,7 +94,7 @@ def claim(conn: Connection, job_id: JobId, owner: str, lease_seconds: float) -> 
             jobs.c.id == job_id,
             jobs.c.state.in_(_LEASED),
             jobs.c.lease_until < now(),
-            ~_has_open_shard(),
+            ~_HAS_OPEN_SHARD,
         )
         .values(epoch=jobs.c.epoch + 1, lease_owner=owner, lease_until=now() + lease_seconds)
         .returning(jobs.c.epoch)
@@ -154,13 +155,13 @@ def advance(conn: Connection) -> list[Job]:
     """Runnable jobs without an open shard -> finalizing; then every job that waits for a finaliser."""
     conn.execute(
         update(jobs)
-        .where(jobs.c.state.in_(JOB_RUNNABLE), ~_has_open_shard())
+        .where(jobs.c.state.in_(JOB_RUNNABLE), ~_HAS_OPEN_SHARD)
         .values(state=JobState.FINALIZING, finalizing_at=now(), lease_owner=None, lease_until=0)
     )
     rows = conn.execute(
         select(jobs)
         .where(
-            jobs.c.state.in_([JobState.FINALIZING, JobState.CANCELLING]), jobs.c.lease_until < now(), ~_has_open_shard()
+            jobs.c.state.in_([JobState.FINALIZING, JobState.CANCELLING]), jobs.c.lease_until < now(), ~_HAS_OPEN_SHARD
         )
         .order_by(jobs.c.id)
     )
@@ -171,7 +172,7 @@ def finalize_if_last(conn: Connection, job_id: JobId) -> None:
     """in_progress -> finalizing once no shard is open. The caller holds the job's row lock."""
     conn.execute(
         update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state == JobState.IN_PROGRESS, ~_has_open_shard())
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.IN_PROGRESS, ~_HAS_OPEN_SHARD)
         .values(state=JobState.FINALIZING, finalizing_at=now())
     )
 
@@ -243,10 +244,6 @@ def _row(conn: Connection, job_id: JobId, *, for_update: bool = False) -> Row[An
 
 def _locked(conn: Connection, job_id: JobId) -> Row[Any]:
     return _row(conn, job_id, for_update=True)
-
-
-def _has_open_shard() -> ColumnElement[bool]:
-    return exists().where(shards.c.job_id == jobs.c.id, shards.c.state.in_(SHARD_OPEN)).correlate(jobs)
 
 
 def _fenced(conn: Connection, job_id: JobId, epoch: int, wish: str) -> Fenced:

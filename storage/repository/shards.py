@@ -19,6 +19,14 @@ _DISPATCH_LOCK = 0x6E6D_0001
 ENGINE_KILLER = "engine_killer"  # error codes of rows that were given up
 INTERNAL = "internal"
 
+_IS_RUNNING = shards.c.state == ShardState.RUNNING
+_LEASE_IS_OVER = and_(_IS_RUNNING, shards.c.lease_until < now())
+_MAY_START = and_(shards.c.state.in_(SHARD_WAITING), shards.c.not_before <= now())
+_MAX_ATTEMPTS = select(jobs.c.max_shard_attempts).where(jobs.c.id == shards.c.job_id).scalar_subquery()
+# a lease that ran out may be taken over unless this crash is the last one: giving up is the reconciler's move
+_MAY_TAKE_OVER = and_(_LEASE_IS_OVER, shards.c.crashes + 1 < _MAX_ATTEMPTS)
+_JOB_RUNS = exists().where(jobs.c.id == shards.c.job_id, jobs.c.state.in_(JOB_RUNNABLE))
+
 
 def of_job(conn: Connection, job_id: JobId) -> list[Shard]:
     rows = conn.execute(select(shards).where(shards.c.job_id == job_id).order_by(shards.c.idx))
@@ -112,15 +120,14 @@ def claim(conn: Connection, shard_id: ShardId, owner: str, lease_seconds: float)
     if seen.state == JobState.QUEUED:
         lock_job_of(conn, shard_id)  # it will change, so it comes first
 
-    was_running = shards.c.state == ShardState.RUNNING
     row = conn.execute(
         update(shards)
-        .where(shards.c.id == shard_id, or_(_may_start(), _may_take_over()), _job_runs())
+        .where(shards.c.id == shard_id, or_(_MAY_START, _MAY_TAKE_OVER), _JOB_RUNS)
         .values(
             state=ShardState.RUNNING,
             epoch=shards.c.epoch + 1,
             attempts=shards.c.attempts + 1,
-            crashes=shards.c.crashes + case((was_running, 1), else_=0),
+            crashes=shards.c.crashes + case((_IS_RUNNING, 1), else_=0),
             lease_owner=owner,
             lease_until=now() + lease_seconds,
         )
@@ -139,24 +146,6 @@ def claim(conn: Connection, shard_id: ShardId, owner: str, lease_seconds: float)
         .values(state=JobState.IN_PROGRESS, started_at=func.coalesce(jobs.c.started_at, now()))
     )
     return Claim(shard=as_shard(row), job=get(conn, JobId(row.job_id)))
-
-
-def _may_start() -> ColumnElement[bool]:
-    return and_(shards.c.state.in_(SHARD_WAITING), shards.c.not_before <= now())
-
-
-def _may_take_over() -> ColumnElement[bool]:
-    """The lease ran out, and this crash is not its last one: giving up is the reconciler's move."""
-    limit = select(jobs.c.max_shard_attempts).where(jobs.c.id == shards.c.job_id).scalar_subquery()
-    return and_(_lease_is_over(), shards.c.crashes + 1 < limit)
-
-
-def _lease_is_over() -> ColumnElement[bool]:
-    return and_(shards.c.state == ShardState.RUNNING, shards.c.lease_until < now())
-
-
-def _job_runs() -> ColumnElement[bool]:
-    return exists().where(jobs.c.id == shards.c.job_id, jobs.c.state.in_(JOB_RUNNABLE))
 
 
 # --- running -> running ---------------------------------------------------------------------------------------------
@@ -214,13 +203,13 @@ def release(
 
 
 def overdue(conn: Connection) -> list[ShardId]:
-    return [ShardId(found) for found in conn.scalars(select(shards.c.id).where(_lease_is_over()).order_by(shards.c.id))]
+    return [ShardId(found) for found in conn.scalars(select(shards.c.id).where(_LEASE_IS_OVER).order_by(shards.c.id))]
 
 
 def expire(conn: Connection, shard_id: ShardId, max_attempts: int) -> Shard | None:
     """One shard whose lease ran out; None if another was faster."""
     job = lock_job_of(conn, shard_id)
-    row = conn.execute(select(shards).where(shards.c.id == shard_id, _lease_is_over()).with_for_update()).one_or_none()
+    row = conn.execute(select(shards).where(shards.c.id == shard_id, _LEASE_IS_OVER).with_for_update()).one_or_none()
     if row is None:
         return None
     reason = f"worker {row.lease_owner} was lost in attempt {row.attempts}"
