@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,13 @@ def submit(
         bool, flag("--raw-prompt", help="Prompts as they are, no chat template.", panel=INPUT)
     ] = False,
     limit: Annotated[int | None, flag(help="Only the first rows.", panel=INPUT)] = None,
+    keep_columns: Annotated[
+        list[str] | None, flag("--keep-column", help="Pass only this column through; may be repeated.", panel=INPUT)
+    ] = None,
+    on_too_long: Annotated[
+        Literal["error", "truncate-left", "truncate-right"],
+        flag(help="What to do with a prompt beyond the context.", panel=INPUT),
+    ] = "error",
     max_tokens: Annotated[int | None, flag(help="New tokens per row (256).", panel=SAMPLING)] = None,
     temperature: Annotated[float | None, flag(help="0 is greedy (0).", panel=SAMPLING)] = None,
     top_p: Annotated[float | None, flag(help="Sample from so much probability (1).", panel=SAMPLING)] = None,
@@ -68,6 +76,11 @@ def submit(
         bool, flag("--no-prefix-sharing", help="No prefill is skipped.", panel=ENGINE)
     ] = False,
     name: Annotated[str | None, flag(help="A name for lists.", panel=CONTROL)] = None,
+    tag: Annotated[list[str] | None, flag(help="KEY=VALUE, kept with the job; may be repeated.", panel=CONTROL)] = None,
+    resume: Annotated[
+        Literal["if_possible", "always", "never"],
+        flag(help="Whether to take up the job of this output directory.", panel=CONTROL),
+    ] = "if_possible",
     wait: Annotated[bool, flag("--wait", help="Wait for the end (embedded mode always does).", panel=CONTROL)] = False,
     wait_timeout: Annotated[float | None, flag(help="Wait so many seconds at most (exit 124).", panel=CONTROL)] = None,
 ) -> None:
@@ -120,9 +133,13 @@ def submit(
             sampling=Sampling().overridden(check_overrides(sampling)),
             seed=seed,
             limit=limit,
+            keep_columns=tuple(keep_columns) if keep_columns else None,
+            on_too_long=on_too_long,
             order=order,
             shard_tokens=SHARD_TOKENS if shard_tokens is None else shard_tokens,
             name=name,
+            tags=_tags(tag or []),
+            resume=resume,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
@@ -132,3 +149,11 @@ def submit(
         return
     waits = wait or wait_timeout is not None
     raise typer.Exit(submission.run(options, client.place_for(given), waits=waits, timeout=wait_timeout))
+
+
+def _tags(given: Sequence[str]) -> dict[str, str]:
+    """KEY=VALUE pairs. Raises ValueError."""
+    for pair in given:
+        if not pair.partition("=")[0] or "=" not in pair:
+            raise ValueError(f"--tag is {pair!r}; write it as KEY=VALUE")
+    return {key: value for key, _, value in (pair.partition("=") for pair in given)}

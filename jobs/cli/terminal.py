@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
 STDERR = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -39,7 +40,7 @@ def write_rows(
     *short, last = columns
     drawn = Table(*(Column(name, no_wrap=True) for name in short), last, title=title, title_justify="left")
     for row in rows:
-        drawn.add_row(*(cell(row.get(column)) for column in columns))
+        drawn.add_row(*(Text(cell(row.get(column))) for column in columns))  # plain: the text may look like markup
     Console(highlight=False).print(drawn)
 
 
@@ -57,6 +58,6 @@ def cell(value: Any) -> str:
         case dict():
             return ", ".join(f"{key} {cell(item)}" for key, item in value.items())
         case list():
-            return "; ".join(map(cell, value))
+            return "; ".join(map(cell, value)) or "-"
         case _:
             return str(value)

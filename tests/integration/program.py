@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 DEADLINE = 180.0
@@ -43,6 +44,12 @@ class Program:
 
     def nightmill(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return self._run(sys.executable, "-m", "nightmill", *map(str, arguments))
+
+    def start(self, *command: str | Path, **options: Any) -> subprocess.Popen[str]:
+        """A command that goes on; the caller ends it."""
+        return subprocess.Popen(
+            [sys.executable, *map(str, command)], cwd=self.folder, env=self.environment, text=True, **options
+        )
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

