@@ -231,8 +231,9 @@ def _withdraw(job: Job, epoch: int, request: _Request, repository: Repository, w
     try:
         repository.fail_job(job.id, epoch, why)
     except Fenced:
-        if repository.get_job(job.id).state not in JOB_FINAL:
-            return  # another process plans it now; OUT is its own
+        now = repository.get_job(job.id)
+        if now.state not in JOB_FINAL or now.plan is not None:
+            return  # another process took it over; OUT is its own
     repository.retire_job(job.id)
     drop_output(request.out, request.owner)
 

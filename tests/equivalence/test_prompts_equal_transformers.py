@@ -37,7 +37,7 @@ CONSTRUCTS = [
     "{%- for m in messages %}\n    {%- if loop.first %}{% continue %}{% endif %}\n{{ m | tojson }}\n{%- endfor %}",
     "{{ messages | tojson(indent=2) }}{{ bos_token }}{{ eos_token }}{{ unk_token is defined }}",
     "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-    "{% for m in messages %}{% generation %}{% set x = 1 %}{{ m.content | trim }}{% endgeneration %}{{ x }}\n{% endfor %}",
+    "{% for m in messages %}{% generation %}{% set x = 1 %}{{ m.content }}{% endgeneration %}{{ x }}\n{% endfor %}",
     "{{ strftime_now('%Y') }}{% if tools %}T{% endif %}{{ add_generation_prompt }}{{ messages[-1].reasoning_content }}",
     "{{ dict(a=1) }}{{ '<&>' }}{{ {'é': '<'} | tojson }}",
 ]

@@ -60,7 +60,7 @@ def make_model(folder: Path, *, template: str | None = TEMPLATE, context: int = 
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {"max_position_embeddings": context, "vocab_size": tokenizer.get_vocab_size(), "eos_token_id": 1}
     (folder / "config.json").write_text(json.dumps(config))
-    named = {"bos_token": BOS, "eos_token": {"content": EOS}}
+    named = {"bos_token": BOS, "eos_token": {"__type": "AddedToken", "content": EOS, "special": True}}
     (folder / "tokenizer_config.json").write_text(json.dumps(named | tokenizer_config))
     (folder / "model.safetensors").write_bytes(b"")
     if template is not None:
