@@ -39,7 +39,10 @@ def build() -> typer.Typer:
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run one command and exit with its code; a known error becomes one message on stderr."""
+    """Run one command and exit with its code; a known error becomes one message on stderr.
+
+    typer itself ends on Ctrl-C (130) and on a reader that has left (1) without a traceback.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -51,6 +54,4 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
             raise
         sys.stderr.write(f"nightmill: {failure.message}\n")
         sys.exit(failure.code)
-    except KeyboardInterrupt:
-        sys.exit(Exit.INTERRUPTED)
     sys.exit(Exit.DONE)

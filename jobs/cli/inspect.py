@@ -94,7 +94,10 @@ def results(
     with place.find().repository() as repository:
         found = Results.of(repository.get_job(JobId(job)), errors_only=errors, limit=limit)
     if to is not None:
-        written = found.write_parquet(to) if wanted == "parquet" else found.write_jsonl(to)
+        try:
+            written = found.write_parquet(to) if wanted == "parquet" else found.write_jsonl(to)
+        except OSError as error:
+            raise UsageError(f"--to {to} cannot be written: {error.strerror or error}") from error
         terminal.say(f"{written} rows written to {to}")
     else:
         rows = found.rows() if wanted == "jsonl" else (shorten(row, found.table_columns) for row in found.rows())

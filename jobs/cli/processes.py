@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Annotated
 
 import typer
@@ -22,7 +23,13 @@ def worker(
     gpus: Annotated[str | None, typer.Option(help="One child per GPU: all, or indices or UUIDs with commas.")] = None,
     device: Annotated[str | None, typer.Option(help="Torch device, cpu or cuda (NIGHTMILL_DEVICE).")] = None,
 ) -> None:
-    """Serve shards: one process, one device, one model, one engine."""
+    """Serve shards: one process, one device, one model, one engine.
+
+    Ends with 0 when nothing waits (without --model), with 78 when the model cannot be served.
+    """
+    if gpus is not None and device is not None:
+        raise UsageError("--gpus and --device exclude each other: a worker of --gpus runs on its GPU")
+    _log_to_stderr()
     settings = place.find({} if device is None else {"device": device}).settings
     if gpus is not None:
         from jobs.launcher import run_launcher
@@ -35,6 +42,7 @@ def worker(
 
 def reconciler() -> None:
     """Send waiting shards to the broker, end expired leases, publish finished jobs. A second one is harmless."""
+    _log_to_stderr()
     from jobs.presence import announced
     from jobs.reconciler import run_reconciler
 
@@ -54,3 +62,8 @@ def flower(
 
     found = place.find()
     raise typer.Exit(run_flower(found.broker_url, prefix=found.settings.redis_prefix, port=port))
+
+
+def _log_to_stderr() -> None:
+    """What a service manager collects; torch and Celery log the same way."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
