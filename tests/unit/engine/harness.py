@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from engine.cache.groups import LayerGroup
 from engine.cache.manager import KVCache
-from engine.request import Completion, Request, SamplingParams, StopCheck
+from engine.request import Completion, Counters, Request, SamplingParams, StopCheck
 from engine.scheduler import Scheduler
 from tests.unit.engine.fake_runner import FakeRunner
 
@@ -106,3 +106,13 @@ class Harness:
         for manager in self.cache.managers:
             assert manager.pool.num_free == manager.pool.capacity, "a block was not given back"
             assert not any(manager.pool.ref)
+
+
+def total(harness: Harness) -> Counters:
+    """The counters of everything that has finished so far."""
+    return sum((item.counters for item in harness.completions), Counters())
+
+
+def prefix_rows(count: int, prefix_len: int = 40) -> list[tuple[str, list[int]]]:
+    """Names and prompts that share a prefix and differ in their last three tokens."""
+    return [(str(number), [*range(prefix_len), 100 + number, 1, 2]) for number in range(count)]
