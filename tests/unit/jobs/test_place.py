@@ -1,0 +1,77 @@
+"""One installation, found in one way by every command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs import place
+from jobs.exits import UsageError
+from storage import migrate
+from storage.errors import SchemaOutdated
+
+BROKER, DATABASE = "NIGHTMILL_BROKER_URL", "NIGHTMILL_DATABASE_URL"
+
+
+@pytest.fixture(autouse=True)
+def _no_addresses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NIGHTMILL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv(BROKER, raising=False)
+    monkeypatch.delenv(DATABASE, raising=False)
+
+
+@pytest.mark.parametrize(("given", "absent"), [(BROKER, DATABASE), (DATABASE, BROKER)])
+def test_one_address_alone_is_refused_and_the_other_is_named(
+    monkeypatch: pytest.MonkeyPatch, given: str, absent: str
+) -> None:
+    monkeypatch.setenv(given, "x://y")
+
+    with pytest.raises(UsageError, match=f"{given} is set but {absent} is not"):
+        place.find()
+
+
+def test_both_addresses_are_taken_and_the_password_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(BROKER, "redis://host/0")
+    monkeypatch.setenv(DATABASE, "postgresql://me:secret@host/db")
+
+    found = place.find()
+
+    assert (found.broker_url, found.settings.embedded) == ("redis://host/0", False)
+    assert "secret" not in found.shown_database
+
+
+def test_a_setting_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_LEASE_SECONDS", "soon")
+
+    with pytest.raises(UsageError, match="NIGHTMILL_LEASE_SECONDS"):
+        place.find()
+
+
+def test_the_first_command_of_a_machine_makes_the_database() -> None:
+    found = place.find()
+    assert found.is_new
+
+    with found.repository() as repository:
+        assert repository.list_jobs() == []
+
+    assert not found.is_new
+    assert migrate.current(found.database_url) == migrate.head()
+    assert found.settings.home.stat().st_mode & 0o077 == 0
+
+
+def test_an_old_database_is_never_upgraded_in_passing(tmp_path: Path) -> None:
+    import sqlite3
+
+    found = place.find()
+    found.settings.home.mkdir()
+    connection = sqlite3.connect(found.settings.home / "nightmill.db")
+    connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
+    connection.close()
+
+    with pytest.raises(SchemaOutdated), found.repository():
+        pass
+
+
+def test_changes_replace_settings() -> None:
+    assert place.find({"max_sequences": 3}).settings.max_sequences == 3
