@@ -13,12 +13,27 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What one timed batch gave. `outputs` has one list of token ids per prompt, in their order."""
+    """What one timed batch gave. `outputs` has one list of token ids per prompt, in their order.
+
+    `cpu_seconds` is the time of all threads: on a machine that others use too, it says more than the wall clock.
+    """
 
     outputs: list[list[int]]
     seconds: float
+    cpu_seconds: float
     cached_tokens: int
     detail: dict[str, Any]
+
+
+class Clock:
+    """Wall and CPU seconds of this process since it was made."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        wall, cpu = self._started
+        return time.perf_counter() - wall, time.process_time() - cpu
 
 
 Batch = Callable[[list[list[int]], int], Outcome]
@@ -45,16 +60,17 @@ def nightmill(model_dir: Path, threads: int) -> Batch:
         ]
         done: dict[str, Completion] = {}
         before = engine.totals()
-        started = time.perf_counter()
+        clock = Clock()
         with engine.feed(requests) as feed:
             done.update((completion.request_id, completion) for completion in feed)
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = clock.read()
         if failed := [completion for completion in done.values() if completion.finish_reason == "error"]:
             raise RuntimeError(f"row {failed[0].request_id} failed: {failed[0].error_message}")
         after = engine.totals()
         return Outcome(
             outputs=[list(done[request.request_id].token_ids) for request in requests],
             seconds=seconds,
+            cpu_seconds=cpu_seconds,
             cached_tokens=sum(completion.counters.cached_tokens for completion in done.values()),
             detail={name: round(getattr(after, name) - getattr(before, name), 3) for name in STEP_SPLIT},
         )
@@ -89,15 +105,21 @@ def transformers_cb(model_dir: Path, threads: int) -> Batch:
             use_cuda_graph=False,
         )
         generation = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0)
-        started = time.perf_counter()
+        clock = Clock()
         results = model.generate_batch(
             prompts, generation_config=generation, continuous_batching_config=config, warmup=False
         )
-        seconds = time.perf_counter() - started
+        seconds, cpu_seconds = clock.read()
         outputs = [list(result.generated_tokens) for result in results.values()]
         if len(outputs) != len(prompts) or any(len(output) != new_tokens for output in outputs):
             raise RuntimeError(f"only {len(outputs)} of {len(prompts)} rows came back whole; see the log above")
-        return Outcome(outputs=outputs, seconds=seconds, cached_tokens=0, detail={"num_blocks": config.num_blocks})
+        return Outcome(
+            outputs=outputs,
+            seconds=seconds,
+            cpu_seconds=cpu_seconds,
+            cached_tokens=0,  # it keeps no count
+            detail={"num_blocks": config.num_blocks, "max_batch_tokens": config.max_batch_tokens},
+        )
 
     return complete
 

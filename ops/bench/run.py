@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -32,10 +33,11 @@ class Cell:
     engine: str
     rows: int
     new_tokens_per_row: int
+    threads: int
 
     def command(self) -> list[str]:
         flags = {"engine": self.engine, "model": self.model, "workload": self.workload, "rows": self.rows}
-        flags |= {"new-tokens": self.new_tokens_per_row, "round": self.round}
+        flags |= {"new-tokens": self.new_tokens_per_row, "threads": self.threads, "round": self.round}
         return [sys.executable, "-m", "ops.bench.cell", *(f"--{name}={value}" for name, value in flags.items())]
 
 
@@ -56,13 +58,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--new-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--results", type=Path, default=BENCH / "results.jsonl")
     parser.add_argument("--fresh", action="store_true", help="forget the results file first")
     options = parser.parse_args()
     if options.fresh:
         options.results.unlink(missing_ok=True)
     cells = [
-        Cell(number, model, workload, engine, options.rows, options.new_tokens)
+        Cell(number, model, workload, engine, options.rows, options.new_tokens, options.threads)
         for number in range(options.rounds)
         for model in options.models
         for workload in options.workloads

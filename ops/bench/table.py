@@ -17,36 +17,53 @@ from typing import Any
 
 from ops.bench.workloads import BENCH
 
+OURS = "nightmill"
 BASELINE = "transformers-cb"
-KEY = ("model", "workload", "rows", "new_tokens_per_row")
+KEY = ("model", "workload", "rows", "new_tokens_per_row", "threads")
 MARKS = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 
 def render(lines: list[dict[str, Any]]) -> str:
-    """One row per model and workload, one column per engine; the ratio is ours over the comparison."""
+    """One row per model and workload, one column per engine; the ratios are ours over the comparison."""
     if not lines:
         return "no results yet: run `make bench`"
     engines = sorted({line["engine"] for line in lines})
-    cells: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    cells: dict[tuple[Any, ...], Cells] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         cells[tuple(line[name] for name in KEY)][line["engine"]].append(line)
-    header = ["model", "workload", "rows x new", *(f"{engine} tok/s" for engine in engines), "ratio", "hit rate"]
+    header = ["model", "workload", "rows x new", *(f"{engine} tok/s" for engine in engines)]
+    header += ["times faster", "by CPU time", "equal rows", "hit rate"]
     table = [header, ["---"] * len(header)]
-    for (model, workload, rows, new_tokens), by_engine in sorted(cells.items()):
-        speeds = {engine: statistics.median(line["tok_s"] for line in found) for engine, found in by_engine.items()}
-        ours = by_engine.get("nightmill", [])
+    for (model, workload, rows, new_tokens, _), found in sorted(cells.items()):
+        speeds = {engine: median(found, engine, "tok_s") for engine in found}
         table.append(
-            [
-                model,
-                workload,
-                f"{rows} x {new_tokens}",
-                *(f"{speeds[engine]:.1f}" if engine in speeds else "" for engine in engines),
-                f"{speeds['nightmill'] / speeds[BASELINE]:.1f}x" if {"nightmill", BASELINE} <= set(speeds) else "",
-                f"{100 * ours[-1]['cached_tokens'] / ours[-1]['prompt_tokens']:.1f} %" if ours else "",
-            ]
+            [model, workload, f"{rows} x {new_tokens}"]
+            + [f"{speeds[engine]:.1f}" if engine in speeds else "" for engine in engines]
+            + _comparison(found)
         )
     rows_text = "\n".join(f"| {' | '.join(row)} |" for row in table)
     return f"{rows_text}\n\n{_conditions(lines)}"
+
+
+Cells = dict[str, list[dict[str, Any]]]
+"""The lines of one model and workload, by engine."""
+
+
+def median(found: Cells, engine: str, name: str) -> float:
+    return statistics.median(line[name] for line in found[engine])
+
+
+def _comparison(found: Cells) -> list[str]:
+    """Ratios of wall and CPU time, rows with equal outputs, and our hit rate; empty where a side is missing."""
+    if OURS not in found:
+        return ["", "", "", ""]
+    hits = f"{100 * found[OURS][-1]['cached_tokens'] / found[OURS][-1]['prompt_tokens']:.1f} %"
+    if BASELINE not in found:
+        return ["", "", "", hits]
+    wall, cpu = (median(found, BASELINE, name) / median(found, OURS, name) for name in ("seconds", "cpu_seconds"))
+    ours, theirs = (found[engine][-1]["row_hashes"] for engine in (OURS, BASELINE))
+    equal = sum(a == b for a, b in zip(ours, theirs, strict=True))
+    return [f"{wall:.1f}", f"{cpu:.1f}", f"{equal} of {len(ours)}", hits]
 
 
 def _conditions(lines: list[dict[str, Any]]) -> str:
