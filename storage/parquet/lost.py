@@ -6,13 +6,20 @@ import json
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from storage.parquet.plan import read_shard, shard_rows
 from storage.parquet.rows import LostRows
 from storage.parquet.schema import PASS
+from storage.states import RowStatus
+
+OWN = ("custom_id", "row_index", "seed")
+"""Columns that a plan and a result have in common."""
 
 
 def lost_batches(plan: Path, lost: Sequence[LostRows], schema: pa.Schema, num_samples: int) -> Iterator[pa.RecordBatch]:
@@ -27,30 +34,37 @@ def lost_batches(plan: Path, lost: Sequence[LostRows], schema: pa.Schema, num_sa
 
 
 def _as_results(shard: pa.Table, lost: LostRows, schema: pa.Schema, num_samples: int) -> pa.RecordBatch:
-    samples = np.array([_num_samples(text, num_samples) for text in shard["sampling"].to_pylist()], dtype=np.int64)
+    samples = _num_samples(shard, num_samples)
     starts = np.cumsum(samples) - samples
-    shard = shard.take(pa.array(np.repeat(np.arange(shard.num_rows), samples)))
+    shard = shard.take(pa.array(np.repeat(np.arange(shard.num_rows), samples))).combine_chunks()
     count = shard.num_rows
+    code, message = pa.scalar(lost.code), pa.scalar(lost.message)
+    if lost.status == RowStatus.ERRORED:  # what submit found wrong with a row is the better reason
+        message = pc.if_else(pc.is_valid(shard["error_code"]), shard["error_message"], message)
+        code = pc.coalesce(shard["error_code"], code)
     known = {
-        "sample_index": pa.array(np.arange(count) - np.repeat(starts, samples), pa.int32()),
-        "status": pa.repeat(lost.status, count),
-        "error_code": pa.repeat(lost.code, count),
-        "error_message": pa.repeat(lost.message, count),
+        "sample_index": pa.array(np.arange(count) - np.repeat(starts, samples)),
+        "status": pa.scalar(lost.status),
+        "error_code": code,
+        "error_message": message,
     }
-    columns = []
-    for field in schema:
-        if field.name in known:
-            column = known[field.name]
-        elif field.name in ("custom_id", "row_index", "seed") or field.name.startswith(PASS):
-            column = shard[field.name].combine_chunks()
-        else:
-            column = pa.nulls(count, field.type)
-        columns.append(column.cast(field.type))
+    copied = {name: shard[name] for name in shard.schema.names if name in OWN or name.startswith(PASS)}
+    columns = [_column({**copied, **known}.get(field.name), field.type, count) for field in schema]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _num_samples(overrides: str | None, default: int) -> int:
-    """How many samples a row wants; `overrides` is its `sampling` in the plan."""
-    if overrides is None:
-        return default
-    return max(1, int(json.loads(overrides).get("n") or default))
+def _column(values: Any, kind: pa.DataType, count: int) -> pa.Array:
+    """`count` values of the type: a column, one value for all, or nulls."""
+    if values is None:
+        return pa.nulls(count, kind)
+    if isinstance(values, pa.Scalar):
+        return pa.repeat(values, count).cast(kind)
+    return (values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values).cast(kind)
+
+
+def _num_samples(shard: pa.Table, default: int) -> npt.NDArray[np.int64]:
+    """How many result rows each row of the plan [rows] ends as: one per sample, one if submit refused it."""
+    refused = shard["error_code"].is_valid().to_pylist()
+    overrides = shard["sampling"].to_pylist()
+    wanted = [default if own is None else int(json.loads(own).get("n") or default) for own in overrides]
+    return np.array([1 if no else number for no, number in zip(refused, wanted, strict=True)], dtype=np.int64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def _find(path: str) -> list[Path]:
         raise InputInvalid("missing_file", f"{path}: only local paths can be read so far; copy the files here first")
     place = Path(path)
     if place.is_file():
-        return [place.resolve()]
+        return [_absolute(place)]
     if place.is_dir():
         files = [file for file in place.glob("*.parquet") if not file.name.startswith((".", "_"))]
         if not files:
@@ -90,7 +91,12 @@ def _find(path: str) -> list[Path]:
         if not files:
             wild = "matches no file" if glob.has_magic(path) else "does not exist"
             raise InputInvalid("missing_file", f"{path}: {wild}; check the path, relative to {Path.cwd()}")
-    return sorted(file.resolve() for file in files)
+    return sorted(_absolute(file) for file in files)
+
+
+def _absolute(path: Path) -> Path:
+    """Links are not followed: a download cache links names in order to contents without names."""
+    return Path(os.path.abspath(path))
 
 
 def _open_file(path: Path) -> tuple[InputFile, pa.Schema]:

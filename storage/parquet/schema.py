@@ -85,10 +85,11 @@ def result_schema(passed: pa.Schema) -> pa.Schema:
 
 ERROR_FIELDS = [
     pa.field("custom_id", pa.string(), nullable=False),
+    pa.field("seed", pa.int64()),
     pa.field("error_code", pa.string()),
     pa.field("error_message", pa.string()),
 ]
-"""What `_meta/errors` adds to the input columns: the id in front, the error behind."""
+"""What `_meta/errors` adds to the input columns: the id in front; behind, the seed and the error."""
 
 RETRIED = frozenset({"error_code", "error_message"})
 """Columns of `_meta/errors` that submit drops, so that these files can be submitted again."""

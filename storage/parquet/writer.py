@@ -54,9 +54,7 @@ class SegmentWriter:
         return sealed
 
     def _table(self) -> pa.Table:
-        passed = [
-            pa.array([_value(row.passed[field.name]) for row in self._rows], type=field.type) for field in self._passed
-        ]
+        passed = [_column([row.passed[field.name] for row in self._rows], field.type) for field in self._passed]
         own = [
             pa.array([getattr(row, field.name) for row in self._rows], type=decode(field).type)
             for field in (*DATA_FIELDS, *METRIC_FIELDS)
@@ -116,9 +114,13 @@ def _row_groups(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.Table]:
         yield pa.Table.from_batches(waiting)
 
 
-def _value(value: Any) -> Any:
-    """What pyarrow converts: it takes scalars, but no null ones of nested types."""
-    return None if isinstance(value, pa.Scalar) and not value.is_valid else value
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Python values or Arrow scalars as one array."""
+    if not any(isinstance(value, pa.Scalar) for value in values):
+        return pa.array(values, type=kind)
+    # pa.array does not take every scalar: none that is null inside a list, none of a null type.
+    ones = [pa.repeat(value, 1) if value is not None and value.is_valid else pa.nulls(1, kind) for value in values]
+    return pa.concat_arrays(ones)
 
 
 def _sealed_file(key: str, sha256: str, counts: Counter[str]) -> SealedFile:

@@ -10,15 +10,17 @@ import pytest
 from storage import layout
 from storage.durable import sha256_file
 from storage.errors import FileDamaged, InputInvalid
-from storage.parquet.publisher import ShardDamaged, publish
+from storage.parquet.plan import PlanWriter
+from storage.parquet.publisher import PublishJob, ShardDamaged, publish
 from storage.parquet.reader import open_input
 from storage.parquet.rows import LostRows
-from storage.parquet.schema import check_names, data_schema, metrics_schema
+from storage.parquet.schema import check_names, data_schema, metrics_schema, plan_schema
 from storage.parquet.writer import write_shard
 from tests.unit.storage.parquet.samples import (
     PASSED,
     make_job,
     passed_values,
+    plan_row,
     published_files,
     result_row,
     write_segments,
@@ -118,7 +120,7 @@ def test_errors_can_be_submitted_again(job):
     publish(job.out, job.publish_job(), job.run())
 
     errors = read(job.out, "errors")
-    assert errors.schema.names == ["custom_id", *PASSED.names, "error_code", "error_message"]
+    assert errors.schema.names == ["custom_id", *PASSED.names, "seed", "error_code", "error_message"]
     assert errors["custom_id"].to_pylist() == [f"id-{index}" for index in range(4, 40, 5)]
     again = open_input([str(job.out / layout.ERRORS)])
     check_names(pa.schema([field for field in again.schema if field.name in PASSED.names]))
@@ -170,6 +172,23 @@ def test_rows_that_never_ran_are_canceled_for_every_sample(tmp_path):
     keys = [(row["row_index"], row["sample_index"]) for row in read(tmp_path).to_pylist()]
     assert keys == [*((index, sample) for index in range(7) for sample in range(3)), (7, 0), (7, 1)]
     assert published.counts["canceled"] == 23
+
+
+def test_a_lost_row_that_submit_refused_keeps_its_reason_and_is_one_row(tmp_path):
+    schema = plan_schema(PASSED)
+    refused = {"prompt_token_ids": None, "error_code": "context_length", "error_message": "too long"}
+    with PlanWriter(tmp_path / layout.PLAN, PASSED) as plan:
+        rows = [plan_row(0), {**plan_row(1), **refused}]
+        plan.write_shard([pa.RecordBatch.from_pylist(rows, schema)])
+        sha256 = plan.close()
+    lost = LostRows(row_lo=0, row_hi=2, status="errored", code="engine_killer", message="crashed")
+
+    job = PublishJob(name="sample", epoch=1, plan_sha256=sha256, num_samples=2)
+    publish(tmp_path, job, [], [lost])
+
+    assert [(row["row_index"], row["sample_index"], row["error_code"]) for row in read(tmp_path).to_pylist()] == [
+        (0, 0, "engine_killer"), (0, 1, "engine_killer"), (1, 0, "context_length"),
+    ]  # fmt: skip
 
 
 def test_rows_that_a_lost_shard_had_finished_are_kept(job):

@@ -59,6 +59,17 @@ def test_a_file_named_twice_counts_once(tmp_path):
     assert open_input([path, str(tmp_path / "*.parquet")]).num_rows == 1000
 
 
+def test_links_count_by_their_own_names(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name, blob in (("part-0", "ff"), ("part-1", "00")):
+        write(tmp_path / "blobs" / blob, pa.table({"prompt": [name]}))
+        (tmp_path / "in" / f"{name}.parquet").symlink_to(tmp_path / "blobs" / blob)
+
+    opened = open_input([str(tmp_path / "in")])
+
+    assert [batch["prompt"][0].as_py() for batch in opened.batches(10)] == ["part-0", "part-1"]
+
+
 def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path):
     assert open_input([write(tmp_path / "in[1].parquet")]).num_rows == 1000
 
