@@ -12,7 +12,7 @@ from pyarrow import types
 from jobs.options import SubmitOptions
 from jobs.sampling import RULES
 from storage.errors import InputInvalid
-from storage.parquet.schema import DATA_FIELDS
+from storage.parquet.schema import DATA_FIELDS, RETRIED, check_names
 
 PromptKind = Literal["prompt", "messages", "prompt_token_ids"]
 
@@ -96,18 +96,14 @@ def _passed(schema: pa.Schema, options: SubmitOptions, consumed: set[str | None]
             )
     for name in options.keep_columns or ():
         _require(schema, name, "--keep-columns")
-    ours = {field.name for field in DATA_FIELDS}
     kept = [name for name in schema.names if options.keep_columns is None or name in options.keep_columns]
     # What we read ourselves and write again under the same name (custom_id, seed) is no clash.
-    kept = [name for name in kept if not (name in consumed and name in ours)]
-    clashes = [name for name in kept if name in ours]
-    if clashes:
-        raise InputInvalid(
-            "name_clash",
-            f"the input columns {', '.join(clashes)} have the names of output columns; "
-            "rename them or leave them out with --keep-columns",
-        )
-    return pa.schema([schema.field(name) for name in kept])
+    again = {name for name in consumed if name in {field.name for field in DATA_FIELDS}}
+    if set(schema.names) >= RETRIED:  # failed rows of an earlier job: their ids and errors are not the input's
+        again |= {*RETRIED, CUSTOM_ID}
+    passed = pa.schema([schema.field(name) for name in kept if name not in again])
+    check_names(passed)
+    return passed
 
 
 def _require(schema: pa.Schema, name: str, flag: str) -> None:

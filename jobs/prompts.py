@@ -21,7 +21,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
-from jobs.template import ChatTemplate, Message
+from jobs.template import ChatTemplate, Message, TemplateRefused
 from storage.errors import InputInvalid
 from storage.parquet.schema import TOKENS
 
@@ -56,7 +56,7 @@ class PromptEncoder:
         eos = generation.get("eos_token_id", text_config.get("eos_token_id"))
         return PromptEncoder(
             tokenizer=tokenizer,
-            template=None if source is None else ChatTemplate(source, special_tokens),
+            template=None if source is None else _compile(model_dir, source, special_tokens),
             template_sha256=None if source is None else hashlib.sha256(source.encode()).hexdigest(),
             tokenizer_sha256=hashlib.sha256((model_dir / "tokenizer.json").read_bytes()).hexdigest(),
             vocab_size=int(text_config.get("vocab_size") or tokenizer.get_vocab_size()),
@@ -108,6 +108,13 @@ def _bos_and_eos(tokenizer: Tokenizer, config: Mapping[str, Any], special_tokens
         single=[*([before] if before else []), "$A", *([after] if after else [])],
         special_tokens=[(token, tokenizer.token_to_id(token)) for token in (before, after) if token],
     )
+
+
+def _compile(model_dir: Path, source: str, special_tokens: Mapping[str, str]) -> ChatTemplate:
+    try:
+        return ChatTemplate(source, special_tokens)
+    except TemplateRefused as error:
+        raise InputInvalid("model", f"{model_dir}: {error}") from error
 
 
 def _template_source(model_dir: Path, tokenizer_config: Mapping[str, Any]) -> str | None:

@@ -17,6 +17,17 @@ from jinja2.utils import Namespace
 
 Message = Mapping[str, Any]
 
+_REFUSALS = (
+    jinja2.TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+"""What a template may raise on messages that it was not made for."""
+
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -52,7 +63,7 @@ class ChatTemplate:
                 add_generation_prompt=True,
                 **self._special_tokens,
             )
-        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        except _REFUSALS as error:
             raise TemplateRefused(f"the model's chat template refused the messages: {error}") from error
 
 

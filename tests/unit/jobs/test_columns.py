@@ -9,6 +9,7 @@ import pytest
 from jobs.columns import Columns, choose_columns
 from jobs.options import SubmitOptions
 from storage.errors import InputInvalid
+from storage.parquet.schema import errors_schema
 
 MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
@@ -57,6 +58,17 @@ def test_keep_columns_selects_what_passes() -> None:
     assert columns.passed.names == ["a"]
 
 
+@pytest.mark.parametrize("id_column", [None, "key"])
+def test_the_failed_rows_of_a_job_can_be_submitted_again(id_column: str | None) -> None:
+    passed = pa.schema({"key": pa.string(), "prompt": pa.string()})
+
+    columns = choose(dict(zip((s := errors_schema(passed)).names, s.types, strict=True)), id_column=id_column)
+
+    assert columns.passed.names == ["key", "prompt"]
+    assert columns.id == (id_column or "custom_id")
+    assert columns.overrides == ("seed",)
+
+
 @pytest.mark.parametrize(
     ("code", "named", "schema", "options"),
     [
@@ -71,6 +83,8 @@ def test_keep_columns_selects_what_passes() -> None:
         ("wrong_type", "max_tokens", {"prompt": pa.string(), "max_tokens": pa.string()}, {}),
         ("ambiguous_columns", "messages and prompt", {"prompt": pa.string(), "messages": pa.string()}, {}),
         ("name_clash", "status", {"prompt": pa.string(), "status": pa.string()}, {}),
+        ("name_clash", "Status", {"prompt": pa.string(), "Status": pa.string()}, {}),
+        ("name_clash", "error_code", {"prompt": pa.string(), "error_code": pa.string()}, {}),
         ("unsupported_column", "response_format", {"prompt": pa.string(), "response_format": pa.string()}, {}),
     ],
 )

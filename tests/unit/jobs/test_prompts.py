@@ -85,13 +85,15 @@ def test_a_template_may_be_in_the_tokenizer_configuration(tmp_path: Path, config
     assert PromptEncoder.open(folder).render(USER) == "T </s>"
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "config.json"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "chat_template.jinja"])
 def test_a_model_with_a_damaged_file_is_refused_by_the_name_of_the_file(tmp_path: Path, name: str) -> None:
     folder = make_model(tmp_path)
-    (folder / name).write_text("{")
+    (folder / name).write_text("{% {")
 
-    with pytest.raises(InputInvalid, match=name):
+    with pytest.raises(InputInvalid, match=Path(name).stem.replace("_", ".")) as caught:
         PromptEncoder.open(folder)
+
+    assert caught.value.code == "model"
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,7 @@ def test_a_model_with_a_damaged_file_is_refused_by_the_name_of_the_file(tmp_path
         "{% for i in range(10**9) %}x{% endfor %}",
         "{{ raise_exception('roles must alternate') }}",
         "{{ messages[0]['content'] + 1 }}",
+        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
     ],
 )
 def test_a_template_that_misbehaves_refuses_its_row_and_nothing_else(source: str) -> None:

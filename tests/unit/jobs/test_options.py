@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.request import SamplingParams
+from jobs.options import SubmitOptions, changed_keys, derive_seed, hash_spec
+from jobs.sampling import Sampling
+
+
+def options(**changes: Any) -> SubmitOptions:
+    fields: dict[str, Any] = {"inputs": ("in.parquet",), "output": Path("out"), "model": "m"}
+    return SubmitOptions(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"order": "input"},
+        {"shard_tokens": 5},
+        {"shard_rows": 5},
+        {"name": "other"},
+        {"tags": {"a": "b"}},
+        {"output": Path("elsewhere")},
+        {"resume": "always"},
+    ],
+)
+def test_what_leaves_the_results_alone_leaves_the_specification_alone(changes: dict[str, Any]) -> None:
+    assert hash_spec(options(**changes).spec("k")) == hash_spec(options().spec("k"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_revision": "v2"},
+        {"prompt_column": "text"},
+        {"id_column": "key"},
+        {"system_prompt": "be brief"},
+        {"raw_prompt": True},
+        {"sampling": Sampling(params=SamplingParams(top_k=2))},
+        {"sampling": Sampling(stop=("x",))},
+        {"seed": 0},
+        {"limit": 3},
+        {"on_too_long": "truncate-left"},
+        {"keep_columns": ()},
+    ],
+)
+def test_what_changes_the_results_changes_the_specification(changes: dict[str, Any]) -> None:
+    assert hash_spec(options(**changes).spec("k")) != hash_spec(options().spec("k"))
+
+
+def test_changes_are_named_option_by_option() -> None:
+    old = options(sampling=Sampling(params=SamplingParams(top_k=2))).spec("k")
+
+    assert changed_keys(old, options(limit=1).spec("k")) == ["limit: None -> 1", "top_k: 2 -> 0"]
+
+
+@pytest.mark.parametrize(
+    ("flag", "changes"),
+    [
+        ("--prompt-column", {"prompt_column": "a", "messages_column": "b"}),
+        ("--system-prompt", {"system_prompt": "a", "raw_prompt": True}),
+        ("--seed", {"seed": -1}),
+        ("--limit", {"limit": 0}),
+        ("--shard-tokens", {"shard_tokens": 0}),
+        ("input", {"inputs": ()}),
+    ],
+)
+def test_options_that_cannot_be_honoured_are_refused_by_name(flag: str, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=flag):
+        options(**changes)
+
+
+def test_seeds_are_pure_and_fit_into_63_bits() -> None:
+    seeds = {derive_seed(7, f"row{i}") for i in range(1000)}
+
+    assert len(seeds) == 1000
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(7, "row0") == 2275059208173276906
