@@ -31,7 +31,7 @@ from storage.records import (
     ShardId,
     WorkerRecord,
 )
-from storage.repository import integrity, jobs, segments, shards, stats, workers
+from storage.repository import dispatching, integrity, jobs, plans, segments, shards, stats, workers
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class Repository:
     def queue_job(self, job_id: JobId, epoch: int, plan: PlanRecord, shards: Iterable[NewShard]) -> Job:
         """validating -> queued: store the plan and its shards (streamed, inserted in batches). Raises Fenced."""
         with self._db.write() as conn:
-            job = jobs.queue(conn, job_id, epoch, plan, shards)
+            job = plans.queue(conn, job_id, epoch, plan, shards)
         _log.info("job_queued job=%d shards=%d rows=%d", job_id, job.shards_total, job.rows_total)
         return job
 
@@ -149,7 +149,7 @@ class Repository:
         """ready -> queued until `window` shards per model are queued, oldest job first; and hints queued longer than
         `stale_seconds` again, with a raised dispatch_seq. The caller publishes what is returned, after the commit."""
         with self._db.write() as conn:
-            return shards.dispatch(conn, model_key, window, stale_seconds)
+            return dispatching.dispatch(conn, model_key, window, stale_seconds)
 
     def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float) -> Claim | None:
         """ready, queued or running with an expired lease -> running under epoch + 1. An expired lease counts a crash.

@@ -7,21 +7,18 @@ the job meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
-from itertools import islice
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Connection, Row, exists, func, insert, select, update
 
 from storage.database import now
 from storage.errors import Fenced, NoSuchJob
-from storage.records import Job, JobId, NewJob, NewShard, PlanRecord, ShardId
+from storage.records import Job, JobId, NewJob, ShardId
 from storage.repository.rows import as_job
 from storage.states import JOB_FINAL, JOB_RUNNABLE, SHARD_OPEN, SHARD_WAITING, JobState, Outcome, ShardState
 from storage.tables import attempts, dead_rows, jobs, shards
 
-_INSERT_SHARDS = 500  # per statement
 _LEASED = (JobState.VALIDATING, JobState.FINALIZING, JobState.CANCELLING)  # states in which one process has work to do
 
 _HAS_OPEN_SHARD = exists().where(shards.c.job_id == jobs.c.id, shards.c.state.in_(SHARD_OPEN)).correlate(jobs)
@@ -108,44 +105,7 @@ def renew(conn: Connection, job_id: JobId, epoch: int, lease_seconds: float) -> 
         .values(lease_until=now() + lease_seconds)
     )
     if renewed.rowcount != 1:
-        raise _fenced(conn, job_id, epoch, "renew its lease")
-
-
-def queue(conn: Connection, job_id: JobId, epoch: int, plan: PlanRecord, new: Iterable[NewShard]) -> Job:
-    row = _locked(conn, job_id)
-    if row.epoch == epoch and row.state == JobState.QUEUED and row.plan_sha256 == plan.sha256:
-        return as_job(row)  # our own commit, whose answer was lost
-    if row.epoch != epoch or row.state != JobState.VALIDATING:
-        raise _fenced(conn, job_id, epoch, "store its plan")
-
-    num_shards = num_rows = num_outputs = 0
-    for batch in _batches(_shard_values(job_id, new), _INSERT_SHARDS):
-        conn.execute(insert(shards), batch)
-        num_shards += len(batch)
-        num_rows += sum(shard["row_hi"] - shard["row_lo"] for shard in batch)
-        num_outputs += sum(shard["num_outputs"] for shard in batch)
-    assert num_rows == plan.num_rows, f"job {job_id}: the shards hold {num_rows} rows, the plan {plan.num_rows}"
-
-    row = conn.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id)
-        .values(
-            state=JobState.QUEUED,
-            queued_at=now(),
-            lease_owner=None,
-            lease_until=0,
-            plan_path=plan.path,
-            plan_sha256=plan.sha256,
-            plan_rows=plan.num_rows,
-            plan_prompt_tokens=plan.prompt_tokens,
-            plan_predicted_cached_tokens=plan.predicted_cached_tokens,
-            plan_lower_bound_tokens=plan.lower_bound_tokens,
-            rows_total=num_outputs,
-            shards_total=num_shards,
-        )
-        .returning(jobs)
-    ).one()
-    return as_job(row)
+        raise fenced(conn, job_id, epoch, "renew its lease")
 
 
 # --- ends -----------------------------------------------------------------------------------------------------------
@@ -178,11 +138,11 @@ def finalize_if_last(conn: Connection, job_id: JobId) -> None:
 
 
 def complete(conn: Connection, job_id: JobId, epoch: int, manifest_sha256: str, cause: str | None) -> Job:
-    row = _locked(conn, job_id)
+    row = locked(conn, job_id)
     if row.epoch == epoch and row.state in JOB_FINAL and row.manifest_sha256 == manifest_sha256:
         return as_job(row)  # our own commit, whose answer was lost
     if row.epoch != epoch or row.state not in {JobState.FINALIZING, JobState.CANCELLING}:
-        raise _fenced(conn, job_id, epoch, "complete it")
+        raise fenced(conn, job_id, epoch, "complete it")
 
     error = row.error
     if row.state == JobState.CANCELLING:
@@ -197,9 +157,9 @@ def complete(conn: Connection, job_id: JobId, epoch: int, manifest_sha256: str, 
 
 def fail(conn: Connection, job_id: JobId, epoch: int | None, error: str) -> bool:
     """False if it had ended before."""
-    row = _locked(conn, job_id)
+    row = locked(conn, job_id)
     if epoch is not None and row.epoch != epoch:
-        raise _fenced(conn, job_id, epoch, "fail it")
+        raise fenced(conn, job_id, epoch, "fail it")
     if row.state in JOB_FINAL:
         return False
     _cancel_shards(conn, job_id, SHARD_OPEN)
@@ -208,7 +168,7 @@ def fail(conn: Connection, job_id: JobId, epoch: int | None, error: str) -> bool
 
 
 def request_cancel(conn: Connection, job_id: JobId) -> Job:
-    row = _locked(conn, job_id)
+    row = locked(conn, job_id)
     if row.state in JOB_FINAL or row.cancel_requested_at is not None:
         return as_job(row)
     conn.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=now()))
@@ -242,11 +202,11 @@ def _row(conn: Connection, job_id: JobId, *, for_update: bool = False) -> Row[An
     return row
 
 
-def _locked(conn: Connection, job_id: JobId) -> Row[Any]:
+def locked(conn: Connection, job_id: JobId) -> Row[Any]:
     return _row(conn, job_id, for_update=True)
 
 
-def _fenced(conn: Connection, job_id: JobId, epoch: int, wish: str) -> Fenced:
+def fenced(conn: Connection, job_id: JobId, epoch: int, wish: str) -> Fenced:
     row = _row(conn, job_id)
     return Fenced(f"job {job_id} is {row.state} under epoch {row.epoch}; epoch {epoch} may not {wish}")
 
@@ -300,14 +260,3 @@ def _commonest_cause(conn: Connection, job_id: JobId) -> str:
     if row is None:
         return "see the error columns of its output"
     return f"{row.reason} ({row.detail})" if row.detail else str(row.reason)
-
-
-def _shard_values(job_id: JobId, new: Iterable[NewShard]) -> Iterator[dict[str, Any]]:
-    for shard in new:
-        num_outputs = shard.row_hi - shard.row_lo if shard.num_outputs is None else shard.num_outputs
-        yield asdict(shard) | {"num_outputs": num_outputs, "job_id": job_id, "state": ShardState.READY}
-
-
-def _batches(values: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
-    while batch := list(islice(values, size)):
-        yield batch
