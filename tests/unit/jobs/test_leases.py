@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+import pytest
+
+from jobs.leases import LeaseKeeper
+from storage.errors import DatabaseDown
+from storage.records import Beat, ShardId
+
+A, B = ShardId(1), ShardId(2)
+
+
+@dataclass
+class FakeSql:
+    """Answers heartbeats as it was told to."""
+
+    held: set[ShardId] = field(default_factory=set)
+    cancelled: set[ShardId] = field(default_factory=set)
+    down: bool = False
+    asked: list[list[tuple[ShardId, int]]] = field(default_factory=list)
+    states: list[str] = field(default_factory=list)
+
+    def heartbeat(self, owner: str, held: Collection[tuple[ShardId, int]], lease_seconds: float) -> Beat:
+        if self.down:
+            raise DatabaseDown("down")
+        self.asked.append(sorted(held))
+        return Beat(held=frozenset(self.held), cancelled=frozenset(self.cancelled))
+
+    def beat_worker(self, worker_id: str, boot_id: str, state: str) -> None:
+        if self.down:
+            raise DatabaseDown("down")
+        self.states.append(state)
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def keeper(sql: FakeSql, clock: Clock) -> LeaseKeeper:
+    return LeaseKeeper(sql, "w0", "boot", lease_seconds=60, heartbeat_seconds=10, monotonic=clock)  # type: ignore[arg-type]
+
+
+def test_all_leases_are_renewed_in_one_question() -> None:
+    sql = FakeSql(held={A, B})
+    leases = keeper(sql, Clock())
+    first, second = leases.hold(A, 3), leases.hold(B, 1)
+
+    leases.beat()
+
+    assert sql.asked == [[(A, 3), (B, 1)]]
+    assert not first.lost
+    assert not second.lost
+
+
+def test_a_shard_that_the_answer_does_not_name_is_lost_for_good() -> None:
+    sql = FakeSql(held={B})
+    leases = keeper(sql, Clock())
+    lost, kept = leases.hold(A, 3), leases.hold(B, 1)
+    leases.beat()
+    sql.held = {A, B}
+
+    leases.beat()
+
+    assert lost.lost
+    assert not kept.lost
+
+
+def test_a_cancel_arrives_with_the_heartbeat() -> None:
+    sql = FakeSql(held={A}, cancelled={A})
+    leases = keeper(sql, Clock())
+    lease = leases.hold(A, 1)
+
+    leases.beat()
+
+    assert lease.cancelled
+    assert not lease.lost
+
+
+def test_while_sql_is_down_no_lease_is_lost_but_silence_grows_from_the_last_good_question() -> None:
+    sql, clock = FakeSql(held={A}), Clock()
+    leases = keeper(sql, clock)
+    lease = leases.hold(A, 1)
+    leases.beat()
+    sql.down = True
+    clock.now += 61
+
+    with pytest.raises(DatabaseDown):
+        leases.beat()
+
+    assert not lease.lost
+    assert leases.silent_for == 61
+
+
+def test_a_dropped_lease_is_not_renewed_and_the_worker_still_says_that_it_lives() -> None:
+    sql = FakeSql()
+    leases = keeper(sql, Clock())
+    leases.drop(leases.hold(A, 1))
+    leases.say("draining")
+
+    leases.beat()
+
+    assert sql.asked == []
+    assert sql.states == ["draining"]
