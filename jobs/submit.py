@@ -29,7 +29,7 @@ from jobs.settings import Settings
 from storage import layout
 from storage.durable import move, sync_folder
 from storage.errors import Fenced, InputInvalid, JobConflict, OutputConflict, StorageError
-from storage.output import Owner, drop_output, sweep, take_output
+from storage.output import Owner, drop_output, read_owner, sweep, take_output
 from storage.parquet.reader import InputFiles, open_input
 from storage.records import Job, NewJob
 from storage.repository import Repository
@@ -140,8 +140,8 @@ def _check(options: SubmitOptions, settings: Settings) -> _Request:
 def _find_or_create(request: _Request, repository: Repository) -> tuple[Job, bool]:
     """The job of this output directory; True if it was made now."""
     found = repository.find_job(output_uri=str(request.out))
-    if found is not None and found.state == JobState.FAILED and found.plan is None:
-        repository.retire_job(found.id)  # it never came to a plan: its directory is free
+    if found is not None and _is_void(found, request.out):
+        repository.retire_job(found.id)
         drop_output(request.out, Owner(run_key=found.run_key, spec_hash=found.spec_hash))
         found = None
     resume = request.options.resume
@@ -171,6 +171,23 @@ def _find_or_create(request: _Request, repository: Repository) -> tuple[Job, boo
         if taken:
             drop_output(request.out, request.owner)
         raise
+
+
+def _is_void(job: Job, out: Path) -> bool:
+    """Did the job end without a plan, or were its results removed? Then its directory is free.
+
+    Raises JobConflict when the directory of an open job was removed.
+    """
+    if job.plan is None:
+        return job.state in JOB_FINAL
+    if read_owner(out) is not None:
+        return False
+    if job.state not in JOB_FINAL:
+        raise JobConflict(
+            f"the output directory {out} of job {job.id} ({job.state}) was removed, and its plan with it; "
+            f"run `nightmill cancel {job.id}`, then submit again"
+        )
+    return True
 
 
 def _new_job(request: _Request) -> NewJob:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -94,6 +95,32 @@ def test_the_same_command_attaches_to_what_has_ended(desk: Desk) -> None:
     again = desk.submit()
 
     assert (again.how, again.job.id, again.job.state) == ("attached", job.id, JobState.FAILED)
+
+
+def test_results_that_were_removed_are_made_anew(desk: Desk) -> None:
+    old = desk.submit().job
+    desk.repository.fail_job(old.id, None, "broken")
+    shutil.rmtree(desk.out)
+
+    new = desk.submit()
+
+    assert (new.how, new.job.state) == ("new", JobState.QUEUED)
+    assert new.job.id != old.id
+
+
+def test_removing_the_output_of_an_open_job_is_told_with_the_way_out(desk: Desk) -> None:
+    desk.submit()
+    shutil.rmtree(desk.out)
+
+    with pytest.raises(JobConflict, match="nightmill cancel 1"):
+        desk.submit()
+
+
+def test_a_job_cancelled_before_its_plan_makes_room_for_the_next(desk: Desk) -> None:
+    killed_while_planning(desk, lease_seconds=60)
+    desk.repository.request_cancel(desk.repository.list_jobs()[0].id)
+
+    assert desk.submit().how == "new"
 
 
 def test_other_options_are_refused_and_named(desk: Desk) -> None:
