@@ -6,26 +6,24 @@ A batch is worked on as flat token ids with one length per row; a row with an er
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.columns import SAMPLING, Columns
+from jobs.columns import Columns
 from jobs.options import OnTooLong, derive_seed
+from jobs.overrides import Frozen, freeze, gather_overrides, thaw
 from jobs.planner import Int64s
 from jobs.prompts import PromptEncoder
 from jobs.sampling import Sampling, SamplingInvalid, check_overrides, dump_overrides
 from jobs.template import TemplateRefused
+from jobs.tokens import INVALID, TOO_LONG, TokenRows, given_tokens, tokens_to_binary
 from storage.errors import InputInvalid
 from storage.parquet.schema import PASS
-
-Int32s = npt.NDArray[np.int32]
 
 TOKENS_KEY = "tokens"
 """Token ids as big-endian bytes, which sort as the ids do; turned into list<int32> when the plan is written."""
@@ -43,36 +41,9 @@ ROW_FIELDS = [
 ]
 PIECE_BYTES = 4 << 20  # text that is tokenised at once
 
-INVALID, TOO_LONG = "invalid_request", "context_length"
-
 
 class RowInvalid(ValueError):
     """This row cannot become a request; the message says why."""
-
-
-@dataclass(slots=True)
-class _Tokens:
-    """Prompts of one batch: all ids in a row, a length for each row, and what is wrong with the others."""
-
-    values: Int32s
-    lengths: Int64s
-    errors: dict[int, tuple[str, str]]
-
-    def keep(self, first: Int64s, count: Int64s) -> None:
-        """Cut row i to `count[i]` ids from its `first[i]`-th on."""
-        starts = np.concatenate(([0], np.cumsum(self.lengths)[:-1]))
-        within = np.arange(len(self.values)) - np.repeat(starts, self.lengths)
-        first_of, end_of = np.repeat(first, self.lengths), np.repeat(first + count, self.lengths)
-        self.values = self.values[(within >= first_of) & (within < end_of)]
-        self.lengths = count
-
-    def refuse(self, rows: Mapping[int, tuple[str, str]]) -> None:
-        """Record errors and drop the ids of these rows."""
-        if rows:
-            count = self.lengths.copy()
-            count[list(rows)] = 0
-            self.keep(np.zeros_like(count), count)
-            self.errors.update(rows)
 
 
 class RowEncoder:
@@ -152,10 +123,10 @@ class RowEncoder:
             return default_ids
         return pc.coalesce(batch[self._columns.id].cast(pa.string()), default_ids)
 
-    def _tokens(self, batch: pa.RecordBatch) -> _Tokens:
+    def _tokens(self, batch: pa.RecordBatch) -> TokenRows:
         column = batch[self._columns.source]
         if self._columns.kind == "prompt_token_ids":
-            return _given_tokens(column, self._encoder.vocab_size)
+            return given_tokens(column, self._encoder.vocab_size)
         texts: list[str] = []
         errors: dict[int, tuple[str, str]] = {}
         for i, value in enumerate(column.to_pylist()):
@@ -168,7 +139,7 @@ class RowEncoder:
         valid = np.ones(batch.num_rows, dtype=bool)
         valid[list(errors)] = False
         lengths[valid] = np.diff(encoded.offsets.to_numpy())
-        tokens = _Tokens(encoded.values.to_numpy(), lengths, errors)
+        tokens = TokenRows(encoded.values.to_numpy(), lengths, errors)
         nothing = {
             int(i): (INVALID, f"column {self._columns.source}: the prompt has no tokens")
             for i in np.flatnonzero(valid & (lengths == 0))
@@ -191,7 +162,7 @@ class RowEncoder:
         return str(value)
 
     def _overrides(
-        self, batch: pa.RecordBatch, tokens: _Tokens
+        self, batch: pa.RecordBatch, tokens: TokenRows
     ) -> tuple[list[str | None], list[int | None], Int64s, Int64s]:
         """Per row: overrides as JSON, its own seed, max_tokens, samples. Refuses rows with invalid ones."""
         num_rows = batch.num_rows
@@ -206,9 +177,9 @@ class RowEncoder:
             if all(value is None for value in values):
                 continue
             try:
-                given = _gather(names, values)
+                given = gather_overrides(names, values)
                 seed = check_overrides({"seed": given.pop("seed", None)}).get("seed")
-                texts[i], max_tokens[i], samples[i] = self._resolve(_freeze(given))
+                texts[i], max_tokens[i], samples[i] = self._resolve(freeze(given))
                 seeds[i] = seed
             except SamplingInvalid as error:
                 if i not in tokens.errors:
@@ -216,12 +187,12 @@ class RowEncoder:
         tokens.refuse(refused)
         return texts, seeds, max_tokens, samples
 
-    def _resolve_uncached(self, given: tuple[tuple[str, Any], ...]) -> tuple[str | None, int, int]:
-        checked = check_overrides(_thaw(given), self._encoder.vocab_size)
+    def _resolve_uncached(self, given: Frozen) -> tuple[str | None, int, int]:
+        checked = check_overrides(thaw(given), self._encoder.vocab_size)
         params = self._sampling.overridden(checked).params
         return dump_overrides(checked), params.max_tokens, params.num_samples
 
-    def _fit(self, tokens: _Tokens, max_tokens: Int64s) -> None:
+    def _fit(self, tokens: TokenRows, max_tokens: Int64s) -> None:
         """Refuse or cut the prompts that leave no room for a single token."""
         limit = self._encoder.max_model_len
         if limit is None or not (tokens.lengths + 1 > limit).any():
@@ -263,67 +234,3 @@ def parse_messages(value: Any) -> list[dict[str, Any]]:
             raise RowInvalid(f"message {at} has no content")
         messages.append({key: field for key, field in message.items() if field is not None})
     return messages
-
-
-def tokens_to_binary(values: Int32s, lengths: Int64s) -> pa.Array:
-    """Rows of token ids as big-endian bytes."""
-    offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
-    np.cumsum(lengths * 4, out=offsets[1:])
-    return pa.Array.from_buffers(
-        pa.binary(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(values.astype(">u4").tobytes())]
-    )
-
-
-def binary_to_tokens(column: pa.Array) -> tuple[Int32s, Int64s]:
-    """The inverse: token ids of all rows, and offsets [rows + 1] into them."""
-    _, offset_buffer, data = column.buffers()
-    offsets = np.frombuffer(offset_buffer, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-    raw = np.frombuffer(data or b"", dtype=">u4")[offsets[0] // 4 : offsets[-1] // 4]
-    return raw.astype(np.int32), (offsets.astype(np.int64) - int(offsets[0])) // 4
-
-
-def _given_tokens(column: pa.Array, vocab_size: int) -> _Tokens:
-    """Token ids from the input, taken as they are; rows with unknown ids are refused."""
-    column = column.cast(pa.large_list(pa.int64()))
-    lengths = pc.list_value_length(column).fill_null(0).to_numpy().astype(np.int64)
-    flat = pc.fill_null(column.flatten(), -1).to_numpy()
-    row_of = np.repeat(np.arange(len(column)), lengths)
-    outside = np.unique(row_of[(flat < 0) | (flat >= vocab_size)])
-    refused: dict[int, tuple[str, str]] = {
-        int(i): (INVALID, f"the prompt has a token id that is null or outside the vocabulary 0 to {vocab_size - 1}")
-        for i in outside
-    }
-    for i in np.flatnonzero(lengths == 0):
-        refused[int(i)] = (INVALID, "the prompt is null" if not column[int(i)].is_valid else "the prompt is empty")
-    in_range = np.where((flat < 0) | (flat >= vocab_size), 0, flat).astype(np.int32)
-    tokens = _Tokens(in_range, lengths, {})
-    tokens.refuse(refused)
-    return tokens
-
-
-def _gather(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
-    """One row's overrides; a column of its own wins over the same name in `sampling_params`."""
-    given = dict(zip(names, values, strict=True))
-    nested = given.pop(SAMPLING, None)
-    if isinstance(nested, str):
-        try:
-            nested = json.loads(nested)
-        except ValueError as error:
-            raise SamplingInvalid(f"{SAMPLING} is not JSON: {error}") from error
-    if nested is not None and not isinstance(nested, dict):
-        raise SamplingInvalid(f"{SAMPLING} is {nested!r}; it must be an object with sampling options")
-    own = {name: value for name, value in given.items() if value is not None}
-    return {name: value for name, value in (nested or {}).items() if value is not None} | own
-
-
-def _freeze(given: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Hashable. True and 1 are equal as keys, so the type is part of it."""
-    return tuple((name, (type(value).__name__, _hashable(value))) for name, value in sorted(given.items()))
-
-
-def _thaw(given: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    return {name: json.loads(value) if kind in ("list", "dict") else value for name, (kind, value) in given}
-
-
-def _hashable(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, (list, dict)) else value

@@ -19,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.columns import Columns
-from jobs.intake import TOKENS_KEY, RowEncoder, binary_to_tokens
+from jobs.intake import TOKENS_KEY, RowEncoder
 from jobs.options import Order
 from jobs.planner import CutLimits, Int64s, RowCost, cached_lengths, cut_shards, shared_lengths
+from jobs.tokens import binary_to_tokens
 from storage.errors import InputInvalid
 from storage.parquet.plan import PlanWriter
 from storage.parquet.reader import InputFiles

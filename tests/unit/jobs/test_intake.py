@@ -9,10 +9,11 @@ import pytest
 
 from engine.request import SamplingParams
 from jobs.columns import choose_columns
-from jobs.intake import TOKENS_KEY, RowEncoder, binary_to_tokens
+from jobs.intake import TOKENS_KEY, RowEncoder
 from jobs.options import SubmitOptions
 from jobs.prompts import PromptEncoder
 from jobs.sampling import Sampling
+from jobs.tokens import binary_to_tokens
 from storage.errors import InputInvalid
 from tests.unit.jobs.tiny_model import make_model
 
@@ -161,12 +162,15 @@ def test_ids_may_be_numbers_and_a_null_gets_a_name(encoder: PromptEncoder) -> No
     assert [row["custom_id"] for row in rows] == ["12", "row1"]
 
 
-def test_a_large_batch_is_encoded_in_pieces_with_the_same_rows(encoder: PromptEncoder) -> None:
-    long = "x" * (1 << 20)
-    rows = encode(encoder, {"prompt": [long, "a", long, "b"] * 3}, raw_prompt=True, on_too_long="truncate-left")
+def test_a_heavy_batch_is_encoded_in_pieces_with_the_same_rows(encoder: PromptEncoder) -> None:
+    notes = ["x" * (1 << 20), ""] * 6
+
+    rows = encode(encoder, {"prompt": [*"abcdefghijkl"], "note": notes}, raw_prompt=True)
 
     assert [row["row_index"] for row in rows] == [*range(100, 112)]
-    assert [row["tokens"][-1] for row in rows] == ["x", "a", "x", "b"] * 3
+    assert [row["custom_id"] for row in rows] == [f"row{i}" for i in range(12)]
+    assert "".join(row["tokens"] for row in rows) == "abcdefghijkl"
+    assert [row["in.note"] for row in rows] == notes
 
 
 def test_messages_need_a_chat_template(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""A submission whose input, model and options fit together, before anything is written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jobs.columns import Columns, choose_columns
+from jobs.intake import RowEncoder
+from jobs.models import ResolvedModel, resolve_model
+from jobs.options import SubmitOptions, derive_seed, hash_spec
+from jobs.planner import CutLimits
+from jobs.planning import PlanTask
+from jobs.prompts import PromptEncoder
+from jobs.sampling import SamplingInvalid, check_overrides
+from jobs.settings import Settings
+from storage import layout
+from storage.errors import InputInvalid
+from storage.output import Owner
+from storage.parquet.reader import InputFiles, open_input
+from storage.records import NewJob
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """A submission whose input, model and options have been checked; nothing has been written."""
+
+    options: SubmitOptions
+    settings: Settings
+    out: Path
+    model: ResolvedModel
+    inputs: InputFiles
+    columns: Columns
+    rows: RowEncoder
+    spec: dict[str, Any]
+    spec_hash: str
+    job_seed: int
+
+    @property
+    def run_key(self) -> str:
+        return str(self.out)
+
+    @property
+    def owner(self) -> Owner:
+        return Owner(run_key=self.run_key, spec_hash=self.spec_hash)
+
+    def new_job(self) -> NewJob:
+        options = self.options
+        return NewJob(
+            run_key=self.run_key,
+            name=options.name or self.out.name,
+            model=self.model.ref,
+            input_uri=os.pathsep.join(os.path.abspath(path) for path in options.inputs),
+            input_fingerprint=self.inputs.fingerprint,
+            output_uri=str(self.out),
+            spec=self.spec | {"job_seed": self.job_seed},  # recorded; it follows from specification and input
+            spec_hash=self.spec_hash,
+            max_shard_attempts=self.settings.max_shard_attempts,
+            tags=dict(options.tags),
+        )
+
+    def plan_task(self, path: Path) -> PlanTask:
+        """What to plan into the file `path`; spill files go beside it."""
+        options, settings = self.options, self.settings
+        # Half a batch target: smaller shards would be claimed and committed more often than they keep a batch full.
+        min_rows = max(1, settings.max_sequences // 2)
+        return PlanTask(
+            inputs=self.inputs,
+            columns=self.columns,
+            rows=self.rows,
+            path=path,
+            key=layout.PLAN,
+            scratch=path.parent,
+            limit=options.limit,
+            order=options.order,
+            cut=CutLimits(
+                budget_tokens=options.shard_tokens, min_rows=min_rows, max_rows=max(options.shard_rows, min_rows)
+            ),
+            block_size=settings.block_size,
+        )
+
+
+def check(options: SubmitOptions, settings: Settings) -> Submission:
+    """Read footers, tokenizer and template, and decide what every column means; writes nothing.
+
+    Raises InputInvalid, ModelUnknown.
+    """
+    inputs = open_input(options.inputs)
+    columns = choose_columns(inputs.schema, options)
+    model = resolve_model(options.model, options.model_revision, settings.home, dtype=settings.dtype)
+    encoder = PromptEncoder.open(model.path)
+    try:
+        check_overrides(options.sampling.as_spec(), encoder.vocab_size)
+    except SamplingInvalid as error:
+        raise InputInvalid("invalid_option", f"the job's sampling options do not fit the model: {error}") from error
+    spec = options.spec(model.ref.key) | {
+        "tokenizer_sha256": encoder.tokenizer_sha256,
+        "chat_template_sha256": encoder.template_sha256,
+    }
+    spec_hash = hash_spec(spec)
+    job_seed = derive_seed(spec_hash, inputs.fingerprint) if options.seed is None else options.seed
+    rows = RowEncoder(
+        encoder,
+        columns,
+        sampling=options.sampling,
+        job_seed=job_seed,
+        system_prompt=options.system_prompt,
+        raw_prompt=options.raw_prompt,
+        on_too_long=options.on_too_long,
+    )
+    return Submission(
+        options=options,
+        settings=settings,
+        out=Path(os.path.abspath(options.output)),
+        model=model,
+        inputs=inputs,
+        columns=columns,
+        rows=rows,
+        spec=spec,
+        job_seed=job_seed,
+        spec_hash=spec_hash,
+    )
