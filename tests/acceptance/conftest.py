@@ -46,7 +46,8 @@ class Shell:
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    return Shell(home=tmp_path / "home", cwd=ROOT, extra={})
+    # Enough blocks for every row of these tests, and little enough for several workers on a small machine.
+    return Shell(home=tmp_path / "home", cwd=ROOT, extra={"NIGHTMILL_CACHE_BYTES": str(512 << 20)})
 
 
 @pytest.fixture(scope="session")
