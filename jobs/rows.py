@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from engine.cache.groups import LayerGroup
-from engine.request import Completion
+from engine.request import Completion, GroupCounters
 from jobs.engines import BlockUse
 from jobs.planrows import PlanRow
 from jobs.text import Decoder, finish_text
 from storage.parquet.rows import ResultRow
 from storage.records import GroupStats, RunStats
 from storage.states import RowStatus
+
+GROUP_NAMES = tuple(field.name for field in fields(GroupCounters))
+COUNTERS = (
+    *("cached_tokens", "computed_tokens", "completion_tokens", "forked_tokens", "recomputed_tokens"),
+    *("preemptions", "engine_seconds"),
+)
+"""Columns of a row that add up to fields of the same name in RunStats."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,52 +37,35 @@ class RowMaker:
     def finished(self, row: PlanRow, completion: Completion) -> ResultRow:
         """One finished sequence; finish_reason `error` makes an errored row."""
         counters = completion.counters
-        result = replace(
-            self._base(row, completion.sample_index),
+        text = finish_reason = stop_reason = error_code = error_message = logprob = None
+        if completion.finish_reason == "error":
+            error_code = completion.error_code or "internal"
+            error_message = completion.error_message or "the engine gave no reason"
+        else:
+            text, stop_reason = finish_text(self.decoder, completion.token_ids, row.stops)
+            stop_reason = stop_reason or self._stop_token(completion.stop_token_id)
+            finish_reason, logprob = completion.finish_reason, completion.cumulative_logprob
+        return ResultRow(
+            custom_id=row.custom_id,
+            row_index=row.row_index,
+            sample_index=completion.sample_index,
+            status=RowStatus.SUCCEEDED if error_code is None else RowStatus.ERRORED,
+            output_text=text,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
             prompt_tokens=len(row.token_ids),
             completion_tokens=counters.completion_tokens,
+            cumulative_logprob=logprob,
+            seed=row.seed,
+            error_code=error_code,
+            error_message=error_message,
             cached_tokens=counters.cached_tokens,
             computed_tokens=counters.computed_tokens,
             forked_tokens=counters.forked_tokens,
             recomputed_tokens=counters.recomputed_tokens,
             preemptions=counters.preemptions,
             engine_seconds=counters.engine_seconds,
-            groups=[asdict(group) for group in counters.groups],
-        )
-        if completion.finish_reason == "error":
-            return replace(
-                result,
-                status=RowStatus.ERRORED,
-                error_code=completion.error_code or "internal",
-                error_message=completion.error_message or "the engine gave no reason",
-            )
-        text, stop_reason = finish_text(self.decoder, completion.token_ids, row.stops)
-        if stop_reason is None and completion.stop_token_id not in self.eos_token_ids:
-            stop_reason = None if completion.stop_token_id is None else str(completion.stop_token_id)
-        return replace(
-            result,
-            output_text=text,
-            finish_reason=completion.finish_reason,
-            stop_reason=stop_reason,
-            cumulative_logprob=completion.cumulative_logprob,
-        )
-
-    def refused(self, row: PlanRow) -> ResultRow:
-        """A row that submit found to be wrong: it never reaches the engine and has one result, whatever its `n`."""
-        return replace(
-            self._base(row, 0),
-            status=RowStatus.ERRORED,
-            error_code=row.error_code,
-            error_message=row.error_message,
-        )
-
-    def _base(self, row: PlanRow, sample_index: int) -> ResultRow:
-        return ResultRow(
-            custom_id=row.custom_id,
-            row_index=row.row_index,
-            sample_index=sample_index,
-            status=RowStatus.SUCCEEDED,
-            seed=row.seed,
+            groups=[{name: getattr(group, name) for name in GROUP_NAMES} for group in counters.groups],
             attempts=self.attempt,
             shard_id=self.shard_id,
             started_at=self.started_at,
@@ -82,39 +73,42 @@ class RowMaker:
             passed=row.passed,
         )
 
+    def refused(self, row: PlanRow) -> ResultRow:
+        """A row that submit found to be wrong: it never reaches the engine and has one result, whatever its `n`."""
+        return ResultRow(
+            custom_id=row.custom_id,
+            row_index=row.row_index,
+            sample_index=0,
+            status=RowStatus.ERRORED,
+            seed=row.seed,
+            error_code=row.error_code,
+            error_message=row.error_message,
+            attempts=self.attempt,
+            shard_id=self.shard_id,
+            started_at=self.started_at,
+            finished_at=datetime.now(UTC),
+            passed=row.passed,
+        )
 
-def sum_rows(rows: Iterable[ResultRow], groups: Sequence[LayerGroup]) -> RunStats:
+    def _stop_token(self, token_id: int | None) -> str | None:
+        """A stop token is a reason to tell; the model's own end of text is none."""
+        return None if token_id is None or token_id in self.eos_token_ids else str(token_id)
+
+
+def sum_rows(rows: Sequence[ResultRow], groups: Sequence[LayerGroup]) -> RunStats:
     """The counters of these rows, per layer group as well."""
-    total = RunStats(groups=group_stats(groups))
-    for row in rows:
-        total = add(total, row)
-    return total
-
-
-def add(total: RunStats, row: ResultRow) -> RunStats:
-    """The sum with one row more."""
-    cached, computed = row.cached_tokens or 0, row.computed_tokens or 0
-    return replace(
-        total,
-        rows=total.rows + 1,
-        prompt_tokens=total.prompt_tokens + cached + computed,
-        cached_tokens=total.cached_tokens + cached,
-        computed_tokens=total.computed_tokens + computed,
-        completion_tokens=total.completion_tokens + (row.completion_tokens or 0),
-        forked_tokens=total.forked_tokens + (row.forked_tokens or 0),
-        recomputed_tokens=total.recomputed_tokens + (row.recomputed_tokens or 0),
-        preemptions=total.preemptions + (row.preemptions or 0),
-        engine_seconds=total.engine_seconds + (row.engine_seconds or 0.0),
-        groups=_add_groups(total.groups, row),
+    totals: dict[str, Any] = {name: sum(getattr(row, name) or 0 for row in rows) for name in COUNTERS}
+    return RunStats(
+        rows=len(rows),
+        prompt_tokens=totals["cached_tokens"] + totals["computed_tokens"],
+        groups=tuple(_sum_group(stats, rows) for stats in group_stats(groups)),
+        **totals,
     )
 
 
 def merge(first: RunStats, second: RunStats) -> RunStats:
     """The plain counters of both; layer groups are those of the first."""
-    names = (
-        *("rows", "prompt_tokens", "cached_tokens", "computed_tokens", "completion_tokens", "forked_tokens"),
-        *("recomputed_tokens", "preemptions", "engine_seconds"),
-    )
+    names = ("rows", "prompt_tokens", *COUNTERS)
     return replace(first, **{name: getattr(first, name) + getattr(second, name) for name in names})
 
 
@@ -143,17 +137,6 @@ def gauges(groups: Sequence[LayerGroup], use: Sequence[BlockUse], engine_seconds
     )
 
 
-def _add_groups(groups: tuple[GroupStats, ...], row: ResultRow) -> tuple[GroupStats, ...]:
-    if not row.groups:
-        return groups
-    return tuple(
-        replace(
-            stats,
-            blocks_allocated=stats.blocks_allocated + counted["allocated"],
-            blocks_shared=stats.blocks_shared + counted["shared"],
-            blocks_copied=stats.blocks_copied + counted["copied"],
-            blocks_evicted=stats.blocks_evicted + counted["evicted"],
-            blocks_evicted_unused=stats.blocks_evicted_unused + counted["evicted_unused"],
-        )
-        for stats, counted in zip(groups, row.groups, strict=True)
-    )
+def _sum_group(stats: GroupStats, rows: Sequence[ResultRow]) -> GroupStats:
+    counted = [row.groups[stats.index] for row in rows if row.groups]
+    return replace(stats, **{f"blocks_{name}": sum(each[name] for each in counted) for name in GROUP_NAMES})

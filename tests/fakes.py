@@ -30,6 +30,7 @@ from engine.stats import BlockUse
 from jobs.settings import Settings
 
 EOS = 256
+SPACE = 220  # the id of a blank; printable ASCII has the ids from 0 on
 BLOCK_SIZE = 16
 
 
@@ -261,7 +262,7 @@ def fake_engine(model_dir: Path, settings: Settings) -> FakeEngine:
 
 def _ids(text: bytes) -> tuple[int, ...]:
     """The fake model's ids of printable ASCII, in which sorting by symbol is sorting by byte."""
-    return tuple(byte - 33 if byte > 32 else EOS for byte in text)
+    return tuple(byte - 33 if byte > 32 else SPACE for byte in text)
 
 
 def _contains(prompt: Sequence[int], marker: Sequence[int]) -> bool:

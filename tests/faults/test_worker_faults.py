@@ -12,7 +12,7 @@ import pytest
 from engine.request import SamplingParams
 from storage.records import JobId
 from storage.states import JobState, ShardState
-from tests.fakes import fake_ids
+from tests.fakes import SPACE, fake_ids
 from tests.faults.checker import check_job
 from tests.faults.harness import MAX_TOKENS, Harness, WorkerProcess, wait_for
 
@@ -148,5 +148,5 @@ def _is_over(harness: Harness, job_id: JobId, worker: WorkerProcess) -> bool:
 
 def _expected_ids(prompt: str, seed: int, sample_index: int) -> tuple[int, ...]:
     """What the fake engine makes of a prompt of printable ASCII."""
-    prompt_ids = [220 if letter == " " else ord(letter) - 33 for letter in prompt]
+    prompt_ids = [SPACE if letter == " " else ord(letter) - 33 for letter in prompt]
     return fake_ids(prompt_ids, SamplingParams(max_tokens=MAX_TOKENS, seed=seed), sample_index)

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -30,7 +30,11 @@ from tests.integration.program import ROOT, Program
 pytestmark = pytest.mark.integration
 
 ROWS = 60
+PATIENCE = 150.0  # seconds; starting a process is slow on a busy machine
 KEYS = {(i, 0) for i in range(ROWS)}
+
+
+Start = Callable[..., "Submission"]
 
 
 class Submission:
@@ -72,16 +76,27 @@ class Submission:
 
 
 @pytest.fixture
-def slow_submission(program: Program) -> Iterator[Submission]:
-    submission = Submission(program, "out", FAKE_ENGINE_ROWS_PER_SECOND="15")
-    yield submission
-    if submission.process.poll() is None:
+def start(program: Program) -> Iterator[Callable[..., Submission]]:
+    """Starts submissions and kills the ones that a failing test leaves."""
+    started: list[Submission] = []
+
+    def start_one(out: str, **environment: str) -> Submission:
+        started.append(Submission(program, out, **environment))
+        return started[-1]
+
+    yield start_one
+    for submission in started:
         submission.process.kill()
         submission.process.wait()
 
 
+@pytest.fixture
+def slow_submission(start: Start) -> Submission:
+    return start("out", FAKE_ENGINE_ROWS_PER_SECOND="15")
+
+
 def test_killing_the_owner_leaves_no_child_and_the_same_command_resumes(
-    program: Program, slow_submission: Submission
+    slow_submission: Submission, start: Start
 ) -> None:
     slow_submission.wait_for_worker_rows(4)
     children = slow_submission.descendants()
@@ -91,14 +106,12 @@ def test_killing_the_owner_leaves_no_child_and_the_same_command_resumes(
     slow_submission.process.wait()
 
     wait_for(lambda: not any(alive(pid) for pid in children), "broker and worker are gone", 15.0)
-    again = Submission(program, "out")
-    assert again.process.wait(90) == 0, again.log.read_text()
-    _check_only_job(program.folder / "home")
+    again = start("out")
+    assert again.process.wait(PATIENCE) == 0, again.log.read_text()
+    _check_only_job(slow_submission.home)
 
 
-def test_ctrl_c_seals_the_work_stops_every_child_and_exits_with_130(
-    program: Program, slow_submission: Submission
-) -> None:
+def test_ctrl_c_seals_the_work_stops_every_child_and_exits_with_130(slow_submission: Submission, start: Start) -> None:
     slow_submission.wait_for_worker_rows(4)
     children = slow_submission.descendants()
 
@@ -112,19 +125,19 @@ def test_ctrl_c_seals_the_work_stops_every_child_and_exits_with_130(
     assert all(shard.state is not ShardState.RUNNING for shard in shards)
     assert sum(shard.crashes for shard in shards) == 0
     repository.close()
-    again = Submission(program, "out")
-    assert again.process.wait(90) == 0, again.log.read_text()
-    _check_only_job(program.folder / "home")
+    again = start("out")
+    assert again.process.wait(PATIENCE) == 0, again.log.read_text()
+    _check_only_job(slow_submission.home)
 
 
-def test_a_second_submit_joins_the_running_owner(program: Program, slow_submission: Submission) -> None:
+def test_a_second_submit_joins_the_running_owner(slow_submission: Submission, start: Start) -> None:
     slow_submission.wait_for_worker_rows(1)
     content = json.loads((slow_submission.home / "owner.json").read_text())
 
-    second = Submission(program, "out2")
+    second = start("out2")
 
-    assert slow_submission.process.wait(90) == 0, slow_submission.log.read_text()
-    assert second.process.wait(90) == 0, second.log.read_text()
+    assert slow_submission.process.wait(PATIENCE) == 0, slow_submission.log.read_text()
+    assert second.process.wait(PATIENCE) == 0, second.log.read_text()
     assert content["pid"] == slow_submission.process.pid
     jobs = _jobs(slow_submission.home)
     assert [job.state for job in jobs] == [JobState.COMPLETED] * 2
@@ -159,19 +172,18 @@ def test_a_state_directory_with_a_long_path_gets_its_socket_elsewhere(tmp_path: 
     assert not socket.parent.exists()
 
 
-def test_a_worker_that_dies_again_and_again_is_given_up_with_the_end_of_its_log(program: Program) -> None:
-    broken = Submission(
-        program,
+def test_a_worker_that_dies_again_and_again_is_given_up_with_the_end_of_its_log(start: Start) -> None:
+    broken = start(
         "out",
         NIGHTMILL_ENGINE_FACTORY="no.such:factory",
         NIGHTMILL_RESTART_BACKOFF_SECONDS="0.01",
-        NIGHTMILL_MAX_CONSECUTIVE_RESTARTS="2",
+        NIGHTMILL_MAX_CONSECUTIVE_RESTARTS="1",
     )
 
-    assert broken.process.wait(60) == 8, broken.log.read_text()
+    assert broken.process.wait(PATIENCE) == 8, broken.log.read_text()
 
     text = broken.log.read_text()
-    assert "3 times in a row" in text
+    assert "2 times in a row" in text
     assert "no.such:factory" in text
 
 

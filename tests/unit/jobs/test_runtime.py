@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+
+from jobs.gate import Gate
+from jobs.runtime import EXIT_ENGINE_DEAD, Runtime, Watchdog
+from jobs.settings import Settings
+from storage.records import ShardId
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.5  # so that a loop that waits on it comes to an end
+        return self.now
+
+
+class FakeEngine:
+    alive = True
+    load = 0
+    age = 0.0
+
+    def last_step_age(self) -> float:
+        return self.age
+
+
+class Bench:
+    """A watchdog over a worker that does nothing."""
+
+    def __init__(self, *, nobody_waits: bool | None = None) -> None:
+        self.engine = FakeEngine()
+        self.gate = Gate(slots=4, target=10)
+        self.said: list[str] = []
+        tools = SimpleNamespace(
+            engine=self.engine,
+            gate=self.gate,
+            leases=SimpleNamespace(say=self.said.append),
+            settings=Settings(idle_exit_seconds=10, stop_seconds=5, engine_stall_seconds=100),
+            stopping=threading.Event(),
+        )
+        self.runtime = Runtime(tools)  # type: ignore[arg-type]
+        self.stops: list[bool] = []
+        self.exits: list[int] = []
+        self.clock = Clock()
+        self.watchdog = Watchdog(
+            self.runtime,
+            stop=lambda: self.stops.append(True),
+            nobody_waits=None if nobody_waits is None else lambda: nobody_waits,
+            exit_now=self.exits.append,
+            monotonic=self.clock,
+        )
+
+    def look_after(self, seconds: float) -> None:
+        self.clock.now += seconds
+        self.watchdog.look()
+
+
+def test_a_dead_engine_ends_the_process_with_70() -> None:
+    bench = Bench()
+    bench.engine.alive = False
+
+    bench.watchdog.look()
+
+    assert bench.exits == [EXIT_ENGINE_DEAD] == [70]
+    assert bench.said == ["gone"]
+    assert bench.gate.limit == 0
+
+
+def test_an_engine_with_rows_and_no_step_for_too_long_is_dead_and_an_idle_one_is_not() -> None:
+    bench = Bench()
+    bench.engine.age = 101
+    bench.watchdog.look()
+    assert bench.exits == []
+
+    bench.engine.load = 1
+    bench.watchdog.look()
+
+    assert bench.exits == [EXIT_ENGINE_DEAD]
+
+
+def test_an_orderly_stop_that_takes_too_long_ends_by_force() -> None:
+    bench = Bench()
+    bench.runtime.drain()
+    bench.look_after(0)
+    bench.look_after(3)
+    assert bench.exits == []
+
+    bench.look_after(3)
+
+    assert bench.exits == [1]
+    assert bench.said == ["draining"]
+
+
+def test_a_worker_leaves_when_it_was_idle_long_enough_and_nobody_waits() -> None:
+    bench = Bench(nobody_waits=True)
+    bench.look_after(5)
+    assert bench.stops == []
+
+    bench.look_after(6)
+
+    assert bench.stops == [True]
+
+
+def test_a_worker_stays_while_it_works_while_somebody_waits_and_when_it_was_given_its_model() -> None:
+    busy, wanted, fixed = Bench(nobody_waits=True), Bench(nobody_waits=False), Bench()
+    busy.gate.enter(ShardId(1))
+
+    for bench in (busy, wanted, fixed):
+        bench.look_after(100)
+
+    assert busy.stops == wanted.stops == fixed.stops == []

@@ -1,0 +1,222 @@
+"""The story of one attempt, told in this process: real files, a real SQLite database, a fake engine."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import shard as story
+from jobs.gate import Gate
+from jobs.leases import LeaseKeeper
+from jobs.options import SubmitOptions
+from jobs.outcome import Ending, Outcome, ShardFailed
+from jobs.prompts import PromptEncoder
+from jobs.publishing import publish_job
+from jobs.sampling import Sampling
+from jobs.settings import Settings
+from jobs.shard import Tools, run_shard
+from jobs.submit import submit
+from storage import layout, migrate
+from storage.errors import DatabaseDown
+from storage.records import Job, Shard, ShardId
+from storage.repository import Repository
+from storage.states import ShardState
+from tests.fakes import FakeEngine, make_fake_model
+
+ROWS = 24
+
+
+@dataclass
+class Bench:
+    """One worker's tools and one job of one shard."""
+
+    tools: Tools
+    job: Job
+    engine: FakeEngine
+
+    @property
+    def shard(self) -> Shard:
+        return self.tools.repository.shards(self.job.id)[0]
+
+    def run(self, shard_id: ShardId | None = None) -> Outcome:
+        return run_shard(self.tools, shard_id or self.shard.id, threading.Event())
+
+    def sealed(self) -> int:
+        return sum(segment.rows for segment in self.tools.repository.segments(self.shard.id))
+
+    def take_engine(self, **options: object) -> None:
+        self.engine.stop()
+        self.engine = FakeEngine(**options)  # type: ignore[arg-type]
+        self.engine.start()
+        self.tools = replace(self.tools, engine=self.engine, stopping=threading.Event())
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    url = f"sqlite:///{tmp_path}/test.db"
+    migrate.upgrade(url)
+    repository = Repository(url)
+    model = make_fake_model(tmp_path / "model")
+    prompts = [*(f"prompt {i}" for i in range(ROWS - 1)), None]
+    pq.write_table(pa.table({"prompt": prompts}), tmp_path / "in.parquet")
+    settings = Settings(home=tmp_path / "home", segment_rows=4, segment_seconds=60, max_sequences=8)
+    options = SubmitOptions(
+        inputs=(str(tmp_path / "in.parquet"),),
+        output=tmp_path / "out",
+        model=str(model),
+        sampling=Sampling().overridden({"max_tokens": 6}),
+    )
+    job = submit(options, repository, settings).job
+    engine = FakeEngine()
+    engine.start()
+    tools = Tools(
+        repository=repository,
+        engine=engine,
+        encoder=PromptEncoder.open(model),
+        leases=LeaseKeeper(repository, "w0", "boot", lease_seconds=60, heartbeat_seconds=10),
+        gate=Gate(slots=4, target=16),
+        settings=settings,
+        stopping=threading.Event(),
+    )
+    made = Bench(tools, job, engine)
+    yield made
+    made.engine.stop()
+    repository.close()
+
+
+def test_a_shard_is_claimed_generated_sealed_and_committed(bench: Bench) -> None:
+    outcome = bench.run()
+
+    assert outcome.ending is Ending.DONE
+    assert outcome.stats.rows == ROWS
+    assert bench.shard.state is ShardState.DONE
+    assert bench.shard.out_rows == ROWS
+    job = bench.tools.repository.get_job(bench.job.id)
+    assert (job.rows_succeeded, job.rows_errored) == (ROWS - 1, 1)
+    assert bench.tools.gate.in_flight == 0
+
+
+def test_a_late_hint_and_a_hint_for_a_shard_in_flight_are_dropped(bench: Bench) -> None:
+    bench.tools.gate.enter(bench.shard.id)
+    assert bench.run().ending is Ending.DUPLICATE
+    bench.tools.gate.leave(bench.shard.id)
+    bench.run()
+
+    assert bench.run().ending is Ending.DROPPED
+    assert bench.run(ShardId(999)).ending is Ending.DROPPED
+
+
+def test_a_stop_seals_what_is_finished_and_the_next_attempt_makes_only_the_rest(bench: Bench) -> None:
+    bench.take_engine(rows_per_second=40)
+    stopper = threading.Thread(target=lambda: (_wait_for_rows(bench, 4), bench.tools.stopping.set()))
+    stopper.start()
+
+    first = bench.run()
+
+    stopper.join()
+    assert first.ending is Ending.PREEMPTED
+    assert (bench.shard.state, bench.shard.preemptions, bench.shard.crashes) == (ShardState.READY, 1, 0)
+    assert 4 <= bench.sealed() == first.stats.rows < ROWS
+    bench.take_engine()
+
+    second = bench.run()
+
+    assert second.ending is Ending.DONE
+    assert second.stats.rows == ROWS - first.stats.rows
+    assert bench.shard.out_rows == ROWS
+
+
+def test_an_attempt_that_lost_its_lease_is_fenced_and_its_epoch_leaves_no_shard_file(bench: Bench) -> None:
+    real = bench.tools.repository.commit_shard
+
+    def stolen_just_before(*args: object, **more: object) -> None:
+        bench.tools.repository.release_shard(bench.shard.id, 1, reason="test", preempted=True)
+        real(*args, **more)  # type: ignore[arg-type]
+
+    bench.tools.repository.commit_shard = stolen_just_before  # type: ignore[method-assign,assignment]
+
+    assert bench.run().ending is Ending.FENCED
+
+    assert list((Path(bench.job.output_uri) / layout.SHARDS).iterdir()) == []
+    assert bench.shard.state is ShardState.READY
+
+
+def test_a_failure_is_recorded_before_it_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise OSError(5, "the disk is broken")
+
+    monkeypatch.setattr(story, "write_shard", broken)
+
+    with pytest.raises(ShardFailed, match=r"shard 0 of job 1, attempt 1: OSError.*the disk is broken"):
+        bench.run()
+
+    assert bench.shard.state is ShardState.READY
+    assert bench.shard.crashes == 1
+    assert bench.shard.error is not None
+    assert "the disk is broken" in bench.shard.error
+
+
+def test_an_engine_that_dies_fails_the_attempt_and_keeps_the_rows_that_were_done(bench: Bench) -> None:
+    bench.take_engine(die=b"prompt 22")
+
+    with pytest.raises(ShardFailed, match="EngineDead"):
+        bench.run()
+
+    assert bench.shard.state is ShardState.READY
+    assert bench.sealed() > 0
+
+
+def test_while_sql_is_down_rows_wait_and_are_recorded_when_it_is_back(bench: Bench) -> None:
+    real = bench.tools.repository.seal_segment
+    failures = iter([True] * 3)
+
+    def sometimes(*args: object) -> None:
+        if next(failures, False):
+            raise DatabaseDown("no answer")
+        real(*args)  # type: ignore[arg-type]
+
+    bench.tools.repository.seal_segment = sometimes  # type: ignore[method-assign,assignment]
+
+    assert bench.run().ending is Ending.DONE
+    assert bench.sealed() == ROWS
+
+
+def test_the_gate_knows_what_a_shard_still_owes(bench: Bench) -> None:
+    limits = []
+    real = bench.tools.gate.owe
+
+    def note(shard_id: ShardId, sequences: int) -> None:
+        limits.append(sequences)
+        real(shard_id, sequences)
+
+    bench.tools.gate.owe = note  # type: ignore[method-assign]
+
+    bench.run()
+
+    assert limits[0] == ROWS
+    assert limits[-1] == 0
+    assert limits == sorted(limits, reverse=True)
+
+
+def test_an_ended_job_is_published_with_every_row_in_input_order(bench: Bench) -> None:
+    bench.run()
+    bench.tools.repository.advance_jobs()
+    epoch = bench.tools.repository.claim_job(bench.job.id, "test", 60)
+    assert epoch is not None
+
+    publish_job(bench.tools.repository, bench.tools.repository.get_job(bench.job.id), epoch)
+
+    table = pq.read_table(next((Path(bench.job.output_uri) / layout.DATA).glob("*.parquet")))
+    assert table["row_index"].to_pylist() == list(range(ROWS))
+    assert table["error_code"].to_pylist()[-1] == "invalid_request"
+
+
+def _wait_for_rows(bench: Bench, rows: int) -> None:
+    while bench.sealed() < rows:
+        threading.Event().wait(0.01)
