@@ -31,7 +31,7 @@ class Exit(IntEnum):
     JOB_FAILED = 5, "the job failed"
     CANCELLED = 6, "the job was cancelled"
     EXPIRED = 7, "the job expired"
-    UNREACHABLE = 8, "broker, database or a worker is out of reach, or the database has another schema"
+    UNREACHABLE = 8, "broker, database or worker out of reach, or another schema in the database"
     CONFLICT = 9, "no such job, or the output or run key belongs to another job"
     TIMED_OUT = 124, "--wait-timeout passed; the job goes on"
     INTERRUPTED = 130, "Ctrl-C; the message says how to go on"

@@ -12,7 +12,7 @@ from jobs.cli import inspect, operate, processes, submit
 from jobs.exits import Exit, explain, table
 
 HELP = "Offline LLM batch processor: Parquet in, hybrid-cache engine, Parquet out, exactly once."
-EPILOG = "\n\n".join(["Exit codes:", *(line.strip() for line in table().splitlines())])
+EPILOG = f"Exit codes:\n{table()}"
 
 
 def build() -> typer.Typer:

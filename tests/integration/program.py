@@ -35,6 +35,7 @@ class Program:
             "NIGHTMILL_SEGMENT_SECONDS": "0.2",
             "NIGHTMILL_WATCH_SECONDS": "0.1",
             "NIGHTMILL_IDLE_EXIT_SECONDS": "1",
+            "NIGHTMILL_HINT_STALE_SECONDS": "3",
             **self.settings,
         }
 
