@@ -102,6 +102,20 @@ def test_shards_are_row_groups_that_partition_the_rows(planner: Planner) -> None
     assert all(shard.cost_tokens == 100 for shard in plan.shards)
 
 
+def test_the_sums_hold_over_the_borders_of_batches(planner: Planner) -> None:
+    prompts = [[i % 3, i % 31, i % 7, 5] for i in range(9000)]
+
+    plan, shards = planner.plan({"prompt_token_ids": ids(*prompts)})
+
+    assert sorted(row_numbers(shards)) == [*range(9000)]
+    assert [row.token_ids for shard in shards for row in shard] == sorted(map(tuple, prompts))
+    edges = {tuple(prompt[:end]) for prompt in prompts for end in range(1, 5)}
+    assert plan.record.lower_bound_tokens == len(edges)
+    # Blocks of two tokens, and the last token of a prompt is always computed: one block of each prompt can be shared.
+    blocks = {tuple(prompt[:2]) for prompt in prompts}
+    assert plan.record.predicted_cached_tokens == 2 * (9000 - len(blocks))
+
+
 def test_a_plan_row_has_all_that_a_request_needs(planner: Planner) -> None:
     columns = {"prompt_token_ids": ids([5, 6]), "n": [3], "stop": ["x"], "seed": [11], "label": [{"a": [1]}]}
 
