@@ -29,19 +29,19 @@ def expected(tiny_model: Callable[[str], Path]) -> Callable[[str], list[tiny.Exp
     return get
 
 
-@pytest.mark.parametrize("native", [False, True], ids=["plain", "native"])
-@pytest.mark.parametrize("packed", [False, True], ids=["unpacked", "packed"])
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
 def test_every_chunk_size_gives_the_tokens_of_generate(
     family: str,
-    packed: bool,
-    native: bool,
+    fast: bool,
     tiny_model: Callable[[str], Path],
     expected: Callable[[str], list[tiny.Expected]],
 ) -> None:
-    config = EngineConfig(block_size=4, num_blocks=128, packed_weights=packed, native_attention=native)
+    config = EngineConfig(block_size=4, num_blocks=128, packed_weights=fast, native_attention=fast)
     loaded = load_model(tiny_model(family), config)
-    driver = Driver(ModelRunner(loaded, config), loaded.groups)
+    runner = ModelRunner(loaded, config)
+    driver = Driver(runner, loaded.groups)
+    assert runner.backend.name == ("native" if fast else "torch")
 
     for chunk in (1, 7, 64):
         outputs = driver.run([answer.prompt for answer in expected(family)], NEW_TOKENS, chunk)

@@ -1,0 +1,146 @@
+"""The whole engine equals `generate`: chunked, batched, with prefixes taken from the cache, preempted and resumed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from engine.config import EngineConfig
+from engine.loop import Engine
+from engine.model.load import LoadedModel, load_model
+from engine.model.runner import ModelRunner
+from engine.request import Completion, Request, SamplingParams
+from tests.equivalence import tiny
+
+NEW_TOKENS = 24
+SHARED = 29  # more than twice the window of 12, and not a multiple of the block size of 4
+LENGTHS = (30, 33, 41, 58, 35, 47)
+SHORT = (2, 3, 4, 5, 6, 7)  # shorter than the window: even a sequence of sliding layers alone grows past what is free
+TIMEOUT_S = 60
+CONFIG = EngineConfig(block_size=4, max_batch_tokens=24, max_sequences=4, num_blocks=200)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One family, loaded once, with the answers to hold it to."""
+
+    loaded: LoadedModel
+    expected: list[tiny.Expected]
+    short: list[tiny.Expected]
+
+    def engine(self, config: EngineConfig) -> Engine:
+        assert config.num_blocks is not None
+        loaded = replace(self.loaded, num_blocks=config.num_blocks)
+        resolved = loaded.resolve(config)
+        runner = ModelRunner(loaded, resolved)
+        return Engine(runner, loaded.groups, resolved, loaded.eos_token_ids, loaded.max_model_len)
+
+
+@pytest.fixture(scope="module")
+def subject(tiny_model: Callable[[str], Path]) -> Callable[[str], Subject]:
+    known: dict[str, Subject] = {}
+
+    def get(family: str) -> Subject:
+        if family not in known:
+            source = tiny_model(family)
+            expected = tiny.generate(source, tiny.prompts(LENGTHS, SHARED), NEW_TOKENS)
+            short = tiny.generate(source, tiny.prompts(SHORT), NEW_TOKENS)
+            known[family] = Subject(load_model(source, CONFIG), expected, short)
+        return known[family]
+
+    return get
+
+
+def requests(prompts: Sequence[Sequence[int]], **options: object) -> list[Request]:
+    sampling = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
+    return [
+        Request(request_id=str(i), job="job", prompt=prompt, sampling=replace(sampling, **options))  # type: ignore[arg-type]
+        for i, prompt in enumerate(prompts)
+    ]
+
+
+def complete(engine: Engine, wanted: Sequence[Request]) -> list[Completion]:
+    """All completions in the order of the requests."""
+    done: list[Completion] = []
+    with engine.feed(wanted) as feed:
+        while not feed.done:
+            arrived = feed.poll(TIMEOUT_S)
+            assert arrived or feed.done, "the engine stands still"
+            done += arrived
+    engine.check_integrity()
+    return sorted(done, key=lambda completion: (int(completion.request_id), completion.sample_index))
+
+
+def assert_expected(expected: Sequence[tiny.Expected], completions: Sequence[Completion]) -> None:
+    for answer, completion in zip(expected, completions, strict=True):
+        assert completion.finish_reason == "length", completion.error_message
+        problem = answer.explain_difference(completion.token_ids)
+        assert problem is None, f"row {completion.request_id}: {problem}"
+
+
+SHARING_MODES = {
+    "prefix sharing": CONFIG,
+    "block sharing": replace(CONFIG, use_prefix_sharing=False),
+    "no sharing": replace(CONFIG, use_prefix_sharing=False, allow_block_sharing=False),
+}
+
+
+@pytest.mark.parametrize("config", SHARING_MODES.values(), ids=SHARING_MODES.keys())
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_every_sharing_mode_gives_the_tokens_of_generate(
+    family: str, config: EngineConfig, subject: Callable[[str], Subject]
+) -> None:
+    expected = subject(family).expected
+    engine = subject(family).engine(config)
+    engine.start()
+
+    first = complete(engine, requests([answer.prompt for answer in expected]))
+    again = complete(engine, requests([answer.prompt for answer in expected]))
+    engine.stop()
+
+    assert_expected(expected, first)
+    assert_expected(expected, again)
+    cached = [completion.counters.cached_tokens for completion in again]
+    assert all(cached) if config.use_prefix_sharing else not any(cached)
+
+
+def teach_short_answers(engine: Engine) -> None:
+    """Many rows that end at once make the scheduler expect short answers, so that it admits more than will fit."""
+    sampling = SamplingParams(max_tokens=NEW_TOKENS, ignore_eos=True)
+    rows = [
+        Request(request_id=str(i), job="short", prompt=(5,), sampling=sampling, make_stop=lambda: lambda _token: True)
+        for i in range(60)
+    ]
+    assert {completion.finish_reason for completion in complete(engine, rows)} == {"stop"}
+
+
+@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+def test_preempted_sequences_resume_with_the_tokens_of_generate(family: str, subject: Callable[[str], Subject]) -> None:
+    expected = subject(family).short
+    engine = subject(family).engine(replace(CONFIG, num_blocks=14, use_prefix_sharing=False, allow_block_sharing=False))
+    engine.start()
+    teach_short_answers(engine)
+
+    completions = complete(engine, requests([answer.prompt for answer in expected]))
+    engine.stop()
+
+    assert_expected(expected, completions)
+    assert sum(completion.counters.preemptions for completion in completions) > 0
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llama"])
+def test_sampled_tokens_do_not_depend_on_the_neighbours(family: str, subject: Callable[[str], Subject]) -> None:
+    prompts = [answer.prompt for answer in subject(family).expected]
+    options = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 11, "num_samples": 2}
+    engine = subject(family).engine(CONFIG)
+    engine.start()
+    together = complete(engine, requests(prompts, **options))
+
+    alone = [complete(engine, requests([prompt], **options)) for prompt in prompts]
+    engine.stop()
+
+    assert [c.token_ids for c in together] == [c.token_ids for pair in alone for c in pair]
+    assert len({c.token_ids for c in together}) == len(together), "samples of one prompt must differ"

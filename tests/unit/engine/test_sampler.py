@@ -1,0 +1,160 @@
+"""Sampling equals transformers' processors, in batches where every row asks for something else."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from transformers.generation import logits_process as theirs
+
+from engine.request import SamplingParams
+from engine.sampler import Sampler, SampleRow, process
+
+VOCAB = 3000
+HISTORY = [5, 9, 9, 40, 7, 7, 7, 2999]
+PROMPT_LEN = 3
+
+OPTIONS = {
+    "greedy": SamplingParams(),
+    "temperature": SamplingParams(temperature=0.7),
+    "hot": SamplingParams(temperature=3.0),
+    "top_k": SamplingParams(temperature=1.0, top_k=7),
+    "top_k of one": SamplingParams(temperature=1.0, top_k=1),
+    "top_k beyond the vocabulary": SamplingParams(temperature=1.0, top_k=10 * VOCAB),
+    "top_p": SamplingParams(temperature=1.0, top_p=0.8),
+    "small top_p": SamplingParams(temperature=1.0, top_p=0.01),
+    "top_p that needs the whole row": SamplingParams(temperature=9.0, top_p=0.97),
+    "min_p": SamplingParams(temperature=1.0, min_p=0.05),
+    "repetition": SamplingParams(temperature=1.0, repetition_penalty=1.3),
+    "reward": SamplingParams(temperature=1.0, repetition_penalty=0.8),
+    "greedy with repetition": SamplingParams(repetition_penalty=1.5),
+    "frequency": SamplingParams(temperature=1.0, frequency_penalty=0.4),
+    "presence": SamplingParams(temperature=1.0, presence_penalty=-0.6),
+    "all filters": SamplingParams(temperature=1.4, top_k=40, top_p=0.95, min_p=0.01),
+    "everything": SamplingParams(
+        temperature=0.6,
+        top_k=60,
+        top_p=0.9,
+        min_p=0.02,
+        repetition_penalty=1.2,
+        frequency_penalty=0.3,
+        presence_penalty=0.5,
+    ),
+}
+
+
+def row(sampling: SamplingParams, history: list[int] = HISTORY, sample_index: int = 0) -> SampleRow:
+    return SampleRow(sampling, sample_index, history, PROMPT_LEN)
+
+
+def random_logits(rows: int, vocab: int = VOCAB, seed: int = 4) -> torch.Tensor:
+    return torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def processed_by_transformers(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
+    """One row through transformers' processors, in the order of `generate`; OpenAI's penalties by their formula."""
+    ids, scores = torch.tensor([HISTORY]), logits.clone()
+    if sampling.repetition_penalty != 1:
+        scores = theirs.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)(ids, scores)
+    counts = torch.bincount(torch.tensor(HISTORY[PROMPT_LEN:]), minlength=logits.shape[1])
+    scores = scores - sampling.frequency_penalty * counts - sampling.presence_penalty * (counts > 0)
+    if sampling.temperature == 0:
+        return scores
+    if sampling.temperature != 1:
+        scores = theirs.TemperatureLogitsWarper(sampling.temperature)(ids, scores)
+    if sampling.top_k:
+        scores = theirs.TopKLogitsWarper(sampling.top_k)(ids, scores)
+    if sampling.top_p < 1:
+        scores = theirs.TopPLogitsWarper(sampling.top_p)(ids, scores)
+    if sampling.min_p:
+        scores = theirs.MinPLogitsWarper(sampling.min_p)(ids, scores)
+    return scores
+
+
+def test_every_option_equals_transformers_in_one_mixed_batch() -> None:
+    logits = random_logits(len(OPTIONS))
+    expected = [processed_by_transformers(logits[i : i + 1], each) for i, each in enumerate(OPTIONS.values())]
+
+    process(logits, [row(sampling) for sampling in OPTIONS.values()])
+
+    for name, got, want in zip(OPTIONS, logits, expected, strict=True):
+        assert torch.equal(got.isinf(), want[0].isinf()), f"{name}: other tokens are filtered out"
+        torch.testing.assert_close(got, want[0], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def sample(logits: torch.Tensor, rows: list[SampleRow]) -> tuple[list[int], list[float]]:
+    return Sampler(logits.shape[1], torch.device("cpu")).sample(rows, lambda part, out: out.copy_(logits[part]))
+
+
+def test_greedy_rows_beside_drawn_ones_take_the_argmax() -> None:
+    logits = random_logits(4)
+    rows = [row(OPTIONS[name]) for name in ("greedy", "hot", "greedy with repetition", "top_p")]
+
+    tokens, _ = sample(logits, rows)
+
+    assert tokens[0] == int(logits[0].argmax())
+    assert tokens[2] == int(processed_by_transformers(logits[2:3], OPTIONS["greedy with repetition"]).argmax())
+
+
+def test_the_log_probability_is_that_of_the_raw_distribution() -> None:
+    logits = random_logits(len(OPTIONS))
+
+    tokens, logprobs = sample(logits, [row(sampling) for sampling in OPTIONS.values()])
+
+    raw = torch.log_softmax(logits.double(), dim=1)
+    expected = [float(raw[i, token]) for i, token in enumerate(tokens)]
+    assert logprobs == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "all filters"])
+def test_a_hundred_thousand_draws_follow_the_distribution(name: str) -> None:
+    draws, vocab = 100_000, 50
+    logits = random_logits(1, vocab) / 3
+    sampling = OPTIONS[name]
+    rows = [SampleRow(sampling, i, [], 0) for i in range(draws)]
+
+    tokens, _ = Sampler(vocab, torch.device("cpu")).sample(rows, lambda part, out: out.copy_(logits.expand_as(out)))
+
+    scores = logits.double().clone()
+    process(scores, rows[:1])
+    weights = torch.softmax(scores[0], dim=0).numpy()
+    counts = np.bincount(tokens, minlength=vocab)
+    assert counts[weights == 0].sum() == 0, "a filtered token was drawn"
+    likely = weights > 0
+    assert stats.chisquare(counts[likely], weights[likely] * draws).pvalue > 1e-3
+
+
+def test_a_row_draws_the_same_token_whatever_stands_beside_it() -> None:
+    logits = random_logits(len(OPTIONS))
+    rows = [row(sampling, sample_index=3) for sampling in OPTIONS.values()]
+    together, _ = sample(logits, rows)
+
+    alone = [sample(logits[i : i + 1], [each])[0][0] for i, each in enumerate(rows)]
+
+    assert together == alone
+
+
+def test_more_rows_than_fit_a_tile_are_sampled_like_one() -> None:
+    vocab, count = 1 << 19, 11  # eight rows fit a tile
+    logits = random_logits(count, vocab)
+    rows = [SampleRow(SamplingParams(temperature=1.0, seed=i), 0, [1], 1) for i in range(count)]
+
+    together, _ = sample(logits, rows)
+
+    assert together[9] == sample(logits[9:10], rows[9:10])[0][0]
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_row_that_is_not_finite_has_no_log_probability_and_spoils_no_other(poison: float) -> None:
+    logits = random_logits(3)
+    rows = [row(OPTIONS["everything"])] * 3
+    expected, _ = sample(logits, rows)
+    logits[1, 77] = poison
+
+    tokens, logprobs = sample(logits, rows)
+
+    assert not math.isfinite(logprobs[1])
+    assert (tokens[0], tokens[2]) == (expected[0], expected[2])
