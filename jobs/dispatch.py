@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from storage.records import Hint
-from storage.repository import Repository
+
+if TYPE_CHECKING:
+    from storage.repository import Repository
 
 log = logging.getLogger(__name__)
 
