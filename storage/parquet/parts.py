@@ -97,12 +97,16 @@ class OutputWriter:
     def write(self, rows: pa.Table) -> None:
         """Append merged rows, of the schema of shard files with a plain status, as one row group of each kind."""
         self.counts.update({entry["values"]: entry["counts"] for entry in rows["status"].value_counts().to_pylist()})
-        own = rows.rename_columns([name.removeprefix(PASS) for name in rows.schema.names])
-        row_index = own["row_index"]
-        self.data.write(encode_status(own.select(data_schema(self._passed).names)), row_index)
-        self.metrics.write(own.select(metrics_schema().names), row_index)
-        failed = self._first_failures(own)
-        self.errors.write(failed.select(errors_schema(self._passed).names), failed["row_index"])
+        row_index = rows["row_index"]
+        self.data.write(encode_status(self._select(rows, data_schema(self._passed))), row_index)
+        self.metrics.write(rows.select(metrics_schema().names), row_index)
+        failed = self._first_failures(rows)
+        self.errors.write(self._select(failed, errors_schema(self._passed)), failed["row_index"])
+
+    def _select(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+        """The columns of `schema`; a pass-through column still has its prefix, and may have the name of a metric."""
+        passed = set(self._passed.names)
+        return rows.select([PASS + name if name in passed else name for name in schema.names])
 
     def close_part(self) -> None:
         for writer in (self.data, self.metrics, self.errors):

@@ -113,13 +113,13 @@ def errors_schema(passed: pa.Schema) -> pa.Schema:
 
 
 def check_names(passed: pa.Schema) -> None:
-    """Raise InputInvalid('name_clash') when a pass-through column has the name of an output column, in any case."""
-    ours = {field.name for field in (*DATA_FIELDS, *METRIC_FIELDS)}
+    """Raise InputInvalid('name_clash') when a pass-through column has the name of a data column, in any case."""
+    ours = {field.name for field in DATA_FIELDS}
     clashes = [name for name in passed.names if name.lower() in ours]
     if clashes:
         raise InputInvalid(
             "name_clash",
-            f"the input columns {', '.join(map(repr, clashes))} would clash with output columns; "
+            f"the input columns {', '.join(clashes)} have the names of output columns; "
             "rename them or leave them out with --keep-columns",
         )
 

@@ -37,6 +37,7 @@ COLUMNS = {
     "vector": pa.array([[1.0, 2.0], None, [3.0, None]], pa.list_(pa.float32(), 2)),
     "messages": pa.array([[{"role": "user", "content": None}], None, []]),
     "nested": pa.array([{"a": {"b": [1]}}, None, {"a": None}]),
+    "groups": pa.array(["the name", None, "of a metric"]),
     "map": pa.array([[("k", 1)], None, []], pa.map_(pa.string(), pa.int64())),
 }
 
