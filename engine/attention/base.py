@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from engine.attention.pick import Best
+
 Int32Array = NDArray[np.int32]
 Int64Array = NDArray[np.int64]
 
@@ -69,3 +71,7 @@ class AttentionBackend(Protocol):
     name: str
 
     def plan(self, spans: GroupSpans) -> GroupPlan: ...
+
+    def pick(self, tile: torch.Tensor, first_column: int, best: Best) -> None:
+        """Carry `best` over one more tile of logits [rows, columns], which may be overwritten."""
+        ...

@@ -10,6 +10,7 @@ import torch
 
 from engine.attention.base import GroupSpans, Int32Array, LayerTraits
 from engine.attention.compile import CannotCompile, load_kernel
+from engine.attention.pick import Best, pick_in_torch
 from engine.cache.groups import LayerGroup
 
 _MAX_ROWS, _MAX_DIM, _LANES = 32, 512, 8  # as in kernel.c
@@ -129,9 +130,26 @@ class NativeAttention:
     def __init__(self) -> None:
         self._kernel = load_kernel()
         self._kernel.nightmill_attend.restype = None
+        self._kernel.nightmill_pick.restype = None
 
     def plan(self, spans: GroupSpans) -> NativePlan:
         return NativePlan(self._kernel, spans)
+
+    def pick(self, tile: torch.Tensor, first_column: int, best: Best) -> None:
+        if tile.stride(1) != 1 or tile.dtype != torch.float32:
+            pick_in_torch(tile, first_column, best)
+            return
+        self._kernel.nightmill_pick(
+            ctypes.c_void_p(tile.data_ptr()),
+            ctypes.c_int64(tile.shape[0]),
+            ctypes.c_int64(tile.shape[1]),
+            ctypes.c_int64(tile.stride(0)),
+            ctypes.c_int64(first_column),
+            ctypes.c_void_p(best.logit.data_ptr()),
+            ctypes.c_void_p(best.token.data_ptr()),
+            ctypes.c_void_p(best.total.data_ptr()),
+            ctypes.c_int32(torch.get_num_threads()),
+        )
 
 
 def unsupported(groups: Sequence[LayerGroup], num_heads: int, dtype: torch.dtype, device: torch.device) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from engine.attention.base import GroupSpans, Int64Array, LayerTraits
+from engine.attention.pick import Best, pick_in_torch
 
 _PADDING = 1.25  # a bucket's longest context over its shortest
 _SCORES_PER_TILE = 1 << 19  # query tokens x keys of one prefill tile: bounds the score matrix
@@ -88,6 +89,9 @@ class PlainAttention:
             for begin, end in _tiles(spans, int(chunk)):
                 buckets.append(self._bucket(spans, np.array([chunk]), begin, end))
         return PlainPlan(buckets, spans.num_tokens)
+
+    def pick(self, tile: torch.Tensor, first_column: int, best: Best) -> None:
+        pick_in_torch(tile, first_column, best)
 
     def _bucket(self, spans: GroupSpans, members: Int64Array, begin: int = 0, end: int = 1) -> _Bucket:
         """Queries `begin .. end` of each member's chunk, with every key that one of them sees."""

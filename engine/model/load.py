@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
 
 from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
@@ -101,6 +102,8 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
 
 def _read(source: str | Path, dtype: str, device: torch.device) -> Any:
     """The transformers module in evaluation mode on `device`."""
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if config.is_encoder_decoder:
@@ -110,6 +113,9 @@ def _read(source: str | Path, dtype: str, device: torch.device) -> Any:
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelRefused(f"{source}: transformers cannot load it as a causal language model: {error}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
     return model.to(device).eval().requires_grad_(False)
 
 

@@ -108,24 +108,6 @@ def given_tiles(logits: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         yield begin, logits[:, begin : begin + TILE_COLUMNS].float().clone()
 
 
-def pick_greedy(tiles: Tiles, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The most probable token of each row (the first of equals) and its log-probability, both [rows].
-
-    A row whose logits are not finite gets a log-probability that is not finite.
-    """
-    count, device = rows.shape[0], rows.device
-    best = torch.full((count,), float("-inf"), device=device)
-    token = torch.zeros(count, dtype=torch.int64, device=device)
-    total = torch.zeros(count, device=device)  # sum of exp(logit - best) so far
-    for begin, tile in tiles(rows):
-        highest, column = tile.max(dim=1)
-        token = torch.where(highest > best, column + begin, token)
-        peak = torch.maximum(best, highest)
-        total = total * torch.exp(best - peak) + tile.sub_(peak[:, None]).exp_().sum(dim=1)
-        best = peak
-    return token, -torch.log(total)
-
-
 def fill_logits(tiles: Tiles, rows: torch.Tensor, out: torch.Tensor) -> None:
     """Write the rows' logits into `out` [rows, vocabulary]."""
     for begin, tile in tiles(rows):

@@ -9,12 +9,13 @@ import torch
 
 from engine.attention.base import AttentionBackend, GroupPlan, LayerTraits
 from engine.attention.choose import choose_backend
+from engine.attention.pick import Best
 from engine.config import EngineConfig
 from engine.model.batch import PackedStep, pack
 from engine.model.hooks import NotingCache
 from engine.model.load import LoadedModel
 from engine.model.memory import KVMemory
-from engine.model.project import Tiles, fill_logits, given_tiles, pick_greedy
+from engine.model.project import Tiles, fill_logits, given_tiles
 from engine.sampler import Sampler, SampleRow, is_plain_greedy
 from engine.step import Chunk, Sampled, Step
 
@@ -106,8 +107,10 @@ class ModelRunner:
         others = [i for i, chunk in enumerate(chunks) if not is_plain_greedy(chunk.sampling)]
         tokens, logprobs = [0] * len(chunks), [0.0] * len(chunks)
         if greedy:
-            token, logprob = pick_greedy(tiles, self._select(rows, greedy))
-            for i, t, p in zip(greedy, token.tolist(), logprob.tolist(), strict=True):
+            best = Best.start(len(greedy), self._device)
+            for first_column, tile in tiles(self._select(rows, greedy)):
+                self.backend.pick(tile, first_column, best)
+            for i, t, p in zip(greedy, best.token.tolist(), best.logprob().tolist(), strict=True):
                 tokens[i], logprobs[i] = t, p
         if others:
             selected = self._select(rows, others)
