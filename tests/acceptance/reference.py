@@ -27,23 +27,30 @@ class Expected:
 
 
 class Reference:
-    """One model, loaded as transformers loads it."""
+    """One model, loaded as transformers loads it. What it was asked once it knows."""
 
     def __init__(self, folder: Path) -> None:
+        self._known: dict[tuple[int, ...], Expected] = {}
         self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self._chat = AutoTokenizer.from_pretrained(folder)
 
     def raw(self, prompt: str, max_tokens: int) -> Expected:
         """The continuation of a prompt as it is."""
-        return self._generate(self._tokenizer.encode(prompt).ids, max_tokens)
+        return self._ask(self._tokenizer.encode(prompt).ids, max_tokens)
 
     def chat(self, prompt: str, max_tokens: int) -> Expected:
         """The answer to a prompt as one user message in the model's chat template."""
         text = self._chat.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-        return self._generate(self._tokenizer.encode(text, add_special_tokens=False).ids, max_tokens)
+        return self._ask(self._tokenizer.encode(text, add_special_tokens=False).ids, max_tokens)
+
+    def _ask(self, ids: list[int], max_tokens: int) -> Expected:
+        key = (max_tokens, *ids)
+        if key not in self._known:
+            self._known[key] = self._generate(ids, max_tokens)
+        return self._known[key]
 
     def _generate(self, ids: list[int], max_tokens: int) -> Expected:
         with torch.inference_mode():
