@@ -37,7 +37,7 @@ ROW_FIELDS = [
     pa.field("error_code", pa.string()),
     pa.field("error_message", pa.string()),
     pa.field("decode_tokens", pa.int64(), nullable=False),  # the most that may be generated, over all samples
-    pa.field("num_outputs", pa.int64(), nullable=False),  # rows that come out, also for an error
+    pa.field("num_outputs", pa.int64(), nullable=False),  # rows that come out: the samples, or one error
 ]
 PIECE_BYTES = 4 << 20  # text that is tokenised at once
 
@@ -113,7 +113,7 @@ class RowEncoder:
             pa.array(codes, pa.string()),
             pa.array(messages, pa.string()),
             pa.array(np.where(failed, 0, max_tokens * samples)),
-            pa.array(samples),
+            pa.array(np.where(failed, 1, samples)),
             *(batch[name] for name in self._columns.passed.names),
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=self.schema)

@@ -32,6 +32,7 @@ from storage.records import NewShard, PlanRecord
 
 READ_ROWS = 4096
 NAMED_DUPLICATES = 5
+SHOWN_ID = 80  # characters
 DECODE_KEY = "decode_key"
 
 Progress = Callable[[str, int, int], None]
@@ -87,7 +88,7 @@ def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
     totals, shards = _Totals(), []
     with ExitStack() as stack:
         rows = stack.enter_context(_Ordered(task.rows.schema, task.order, task.scratch))
-        ids = _Ids(task.columns, stack, task.scratch)
+        ids = stack.enter_context(_Ids(task.columns, task.rows.schema, task.scratch))
         for batch in _encoded(task):
             rows.add(batch)
             ids.add(batch)
@@ -180,10 +181,16 @@ class _Ordered:
 class _Ids:
     """Finds ids that come twice. Ids that we make ourselves are unique; only a column can hold duplicates."""
 
-    def __init__(self, columns: Columns, stack: ExitStack, scratch: Path) -> None:
+    def __init__(self, columns: Columns, schema: pa.Schema, scratch: Path) -> None:
         self._column = columns.id
-        schema = pa.schema([("custom_id", pa.string()), ("row_index", pa.int64())])
-        self._sorter = stack.enter_context(ExternalSorter(schema, ["custom_id"], scratch))
+        compared = pa.schema([schema.field("custom_id"), schema.field("row_index")])
+        self._sorter = ExternalSorter(compared, ["custom_id"], scratch)
+
+    def __enter__(self) -> _Ids:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._sorter.close()
 
     def add(self, batch: pa.RecordBatch) -> None:
         if self._column is not None:
@@ -204,7 +211,9 @@ class _Ids:
             num_repeats += int(again.sum())
             before = rows[-1].as_py()
         if found:
-            named = "; ".join(f"{custom_id!r} in rows {', '.join(map(str, at[:4]))}" for custom_id, at in found.items())
+            named = "; ".join(
+                f"{custom_id[:SHOWN_ID]!r} in rows {', '.join(map(str, at[:4]))}" for custom_id, at in found.items()
+            )
             raise InputInvalid(
                 "duplicate_id",
                 f"the id column {self._column!r} has {num_repeats} repeated ids: {named} (rows count from 0); "

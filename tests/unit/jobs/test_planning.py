@@ -155,6 +155,15 @@ def test_ids_that_come_twice_are_refused_with_their_rows(planner: Planner) -> No
     assert caught.value.code == "duplicate_id"
 
 
+def test_ids_that_do_not_fit_into_memory_are_compared_as_well(planner: Planner) -> None:
+    names = [f"{i:04d}" + "x" * 10_000 for i in range(4000)]  # 40 MB
+    names[3999] = names[1]
+    columns = {"prompt_token_ids": ids(*([1] for _ in names)), "custom_id": names}
+
+    with pytest.raises(InputInvalid, match=r"'0001x+' in rows 1, 3999"):
+        dry_run(planner.options(columns), planner.settings)
+
+
 def test_a_dry_run_plans_the_same_and_leaves_nothing(planner: Planner) -> None:
     options = planner.options({"prompt": ["a", "b"]})
     before = sorted(planner.folder.rglob("*"))
