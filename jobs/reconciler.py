@@ -22,6 +22,7 @@ from jobs.app import make_app
 from jobs.dispatch import BrokerDown, Dispatcher
 from jobs.embedded import connect
 from jobs.publishing import publish_job
+from jobs.retry import decide
 from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
 from storage.errors import DatabaseDown, Fenced, StorageError
@@ -95,6 +96,8 @@ class Reconciler:
             log.warning("publishing stopped job=%d error=%s", job.id, error)
         except (StorageError, OSError, AssertionError) as error:
             log.exception("publishing failed job=%d", job.id)
+            if decide(error, 1).preempted:
+                return  # a full disk: tried again when the lease has run out
             self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
 
     def _renewal(self, job: Job, epoch: int) -> Callable[[], None]:

@@ -23,7 +23,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engine.cache.groups import LayerGroup
-from engine.errors import EngineDead
+from engine.errors import EngineDead, ModelRefused
 from engine.feed import Feed
 from engine.request import Completion, Counters, GroupCounters, Request, SamplingParams
 from engine.stats import BlockUse
@@ -268,3 +268,8 @@ def _ids(text: bytes) -> tuple[int, ...]:
 def _contains(prompt: Sequence[int], marker: Sequence[int]) -> bool:
     size = len(marker)
     return size > 0 and any(tuple(prompt[i : i + size]) == tuple(marker) for i in range(len(prompt) - size + 1))
+
+
+def refusing_engine(model_dir: Path, settings: Settings) -> FakeEngine:
+    """NIGHTMILL_ENGINE_FACTORY=tests.fakes:refusing_engine"""
+    raise ModelRefused("the model has a layer of kind 'quantum', which nobody can serve")

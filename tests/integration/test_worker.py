@@ -1,0 +1,91 @@
+"""A worker process: which model it takes, when it leaves by itself, and what it says of itself in SQL."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.app import make_app
+from storage.states import JobState
+from tests.faults.checker import check_job
+from tests.faults.harness import Harness, wait_for
+
+pytestmark = pytest.mark.integration
+
+PROMPTS = [f"prompt number {i}" for i in range(40)]
+KEYS = {(i, 0) for i in range(40)}
+ANY_MODEL = ""
+
+
+@pytest.fixture
+def harness(tmp_path: Path) -> Iterator[Harness]:
+    with Harness.create(tmp_path, idle_exit_seconds=1.0) as started:
+        yield started
+
+
+def test_a_worker_without_a_model_serves_the_oldest_waiting_job_and_leaves_when_nothing_waits(
+    harness: Harness,
+) -> None:
+    job = harness.submit(PROMPTS)
+    worker = harness.start_worker("w0", model=ANY_MODEL)
+
+    assert harness.wait_for_end(job.id).state is JobState.COMPLETED
+    assert worker.process.wait(60) == 0
+    check_job(harness.repository, job.id, KEYS)
+    (record,) = harness.repository.workers()
+    assert (record.state, record.model_key) == ("gone", job.model.key)
+
+
+def test_a_worker_without_a_model_and_without_a_job_leaves(harness: Harness) -> None:
+    assert harness.start_worker("w0", model=ANY_MODEL).process.wait(60) == 0
+
+
+def test_a_worker_with_a_model_stays_and_serves_a_later_job(harness: Harness) -> None:
+    worker = harness.start_worker("w0")
+    first = harness.submit(PROMPTS[:8], name="first")
+    harness.wait_for_end(first.id)
+    wait_for(lambda: harness.repository.workers(2.0)[0].state == "ready", "the worker is ready")
+
+    second = harness.submit(PROMPTS[:8], name="second")
+
+    assert harness.wait_for_end(second.id).state is JobState.COMPLETED
+    assert worker.process.poll() is None
+    assert worker.terminate() == 0
+
+
+def test_a_model_that_cannot_be_served_fails_the_waiting_job_with_the_engine_s_words(harness: Harness) -> None:
+    job = harness.submit(PROMPTS)
+
+    worker = harness.start_worker("w0", model=ANY_MODEL, NIGHTMILL_ENGINE_FACTORY="tests.fakes:refusing_engine")
+
+    assert worker.process.wait(60) == 78
+    failed = harness.job(job.id)
+    assert failed.state is JobState.FAILED
+    assert failed.error is not None
+    assert "'quantum'" in failed.error
+    assert "'quantum'" in worker.text
+
+
+def test_flower_sees_job_shard_and_model_in_the_arguments_of_each_task(harness: Harness) -> None:
+    app = make_app(harness.broker.url, prefix=harness.settings.redis_prefix)
+    seen: dict[str, dict[str, object]] = {}
+
+    def note(event: dict[str, object]) -> None:
+        seen.setdefault(str(event["uuid"]), {}).update(event)
+
+    with app.connection_for_read() as connection:
+        receiver = app.events.Receiver(connection, handlers={"task-received": note, "task-succeeded": note})
+        listener = threading.Thread(target=receiver.capture, kwargs={"limit": None, "timeout": None, "wakeup": False})
+        listener.start()
+        harness.start_worker("w0")
+        job = harness.submit(PROMPTS[:8])
+        wait_for(lambda: any("result" in task for task in seen.values()), "a task has succeeded")
+        receiver.should_stop = True
+        listener.join()
+
+    assert list(seen) == ["1.1"]
+    assert seen["1.1"]["kwargs"] == f"{{'job_id': {job.id}, 'shard': 1, 'model': '{job.model.source}'}}"
+    assert str(seen["1.1"]["result"]).startswith("'rows=8 cached=")

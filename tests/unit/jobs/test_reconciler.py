@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+
+from jobs import reconciler as module
+from jobs.dispatch import BrokerDown
+from jobs.reconciler import Reconciler
+from jobs.settings import Settings
+from storage.errors import DatabaseDown, Fenced, FileDamaged
+
+
+@dataclass
+class FakeSql:
+    """One finished job, and a list of what was asked."""
+
+    asked: list[str] = field(default_factory=list)
+    free: bool = True
+    failures: list[Exception] = field(default_factory=list)
+
+    def expire_leases(self, max_attempts: int) -> list[object]:
+        if self.failures:
+            raise self.failures.pop()
+        self.asked.append("expire")
+        return []
+
+    def advance_jobs(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(id=7, output_uri="/nowhere")]
+
+    def claim_job(self, job_id: int, owner: str, lease_seconds: float) -> int | None:
+        return 3 if self.free else None
+
+    def renew_job(self, job_id: int, epoch: int, lease_seconds: float) -> None:
+        self.asked.append("renew")
+
+    def complete_job(self, job_id: int, epoch: int, sha256: str) -> SimpleNamespace:
+        self.asked.append(f"complete {job_id} {epoch} {sha256}")
+        return SimpleNamespace(state="completed")
+
+    def fail_job(self, job_id: int, epoch: int, error: str) -> None:
+        self.asked.append(f"fail {job_id} {epoch} {error}")
+
+
+class FakeDispatcher:
+    def __init__(self) -> None:
+        self.fills = 0
+
+    def fill(self) -> int:
+        self.fills += 1
+        return 0
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What happens to a job that is published: an exception in this list is raised."""
+    outcome: list[object] = []
+
+    def publish(repository: object, job: object, epoch: int, *, beat: object) -> str:
+        if outcome and isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return "sha"
+
+    monkeypatch.setattr(module, "publish_job", publish)
+    monkeypatch.setattr(module, "sweep", lambda out: outcome.append("swept"))
+    return outcome
+
+
+def reconciler(sql: FakeSql, dispatcher: FakeDispatcher) -> Reconciler:
+    return Reconciler(Settings(reconcile_seconds=0.01), sql, dispatcher)  # type: ignore[arg-type]
+
+
+def test_a_tick_expires_publishes_sweeps_and_dispatches(published: list[object]) -> None:
+    sql, dispatcher = FakeSql(), FakeDispatcher()
+
+    reconciler(sql, dispatcher).tick()
+
+    assert sql.asked == ["expire", "complete 7 3 sha"]
+    assert published == ["swept"]
+    assert dispatcher.fills == 1
+
+
+def test_a_job_that_another_process_publishes_is_left_alone(published: list[object]) -> None:
+    sql = FakeSql(free=False)
+
+    reconciler(sql, FakeDispatcher()).tick()
+
+    assert sql.asked == ["expire"]
+
+
+@pytest.mark.parametrize("error", [FileDamaged("shard 3 is damaged"), OSError(5, "bad disk"), AssertionError("bug")])
+def test_a_job_that_cannot_be_published_fails_with_the_reason(published: list[object], error: Exception) -> None:
+    sql, dispatcher = FakeSql(), FakeDispatcher()
+    published.append(error)
+
+    reconciler(sql, dispatcher).tick()
+
+    assert sql.asked[-1].startswith("fail 7 3 its output could not be published")
+    assert dispatcher.fills == 1
+
+
+@pytest.mark.parametrize("error", [Fenced("another has it"), DatabaseDown("gone"), OSError(28, "full")])
+def test_a_publisher_that_lost_its_right_its_database_or_its_disk_space_says_nothing_of_the_job(
+    published: list[object], error: Exception
+) -> None:
+    sql = FakeSql()
+    published.append(error)
+
+    reconciler(sql, FakeDispatcher()).tick()
+
+    assert sql.asked == ["expire"]
+
+
+def test_an_outage_of_sql_or_broker_only_makes_the_loop_wait(published: list[object]) -> None:
+    stop = threading.Event()
+    sql = FakeSql(free=False, failures=[DatabaseDown("gone"), BrokerDown("gone"), DatabaseDown("gone")])
+    dispatcher = FakeDispatcher()
+    thread = threading.Thread(target=reconciler(sql, dispatcher).run, args=(stop,))
+    thread.start()
+
+    while dispatcher.fills < 2:
+        assert thread.is_alive()
+        stop.wait(0.01)
+    stop.set()
+    thread.join(5)
+
+    assert not thread.is_alive()
+    assert sql.failures == []
