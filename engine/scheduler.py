@@ -50,7 +50,7 @@ class Scheduler:
         self.cache = cache
         self.tally = Tally()
         self._max_batch_tokens = max_batch_tokens
-        self._max_running = min(max_sequences, max_batch_tokens)  # every running sequence gets a token per step
+        self._max_sequences = max_sequences
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._vocab_size = vocab_size
@@ -111,6 +111,7 @@ class Scheduler:
         prefills: list[Chunk] = []
         num_decodes = sum(1 for seq in self._running.values() if len(seq.tokens) - seq.computed == 1)
         budget = self._max_batch_tokens - num_decodes
+        assert budget >= 0, "a sequence came to decode without a token of budget"
         for seq in list(self._running.values()):
             if seq.id not in self._running:
                 continue  # preempted by an older one
@@ -159,14 +160,14 @@ class Scheduler:
     def _admit(self, budget: int, prefills: list[Chunk]) -> None:
         """Start waiting sequences, oldest first, while budget, places and blocks last. Looks at few, whatever waits."""
         self._unhold()
-        while budget > 0 and len(self._running) < self._max_running and self._waiting:
+        while budget > 0 and len(self._running) < self._max_sequences and self._waiting:
             seq = self._sequences.get(self._waiting[0])
             if seq is None:
                 heapq.heappop(self._waiting)  # cancelled while it waited
                 continue
             hit = self.cache.find(seq.tokens)
             if hit.computing is not None:
-                if len(self._held) >= self._max_running:
+                if len(self._held) >= self._max_sequences:
                     return
                 heapq.heappop(self._waiting)
                 self._held[seq.id] = hit.computing
@@ -255,7 +256,7 @@ class Scheduler:
         waiting = [sequence_id for sequence_id in self._waiting if sequence_id in self._sequences]
         places = [*waiting, *self._held, *self._running]
         assert sorted(places) == sorted(self._sequences), "a sequence is lost or in two places"
-        assert len(self._running) <= self._max_running, "too many sequences run"
+        assert len(self._running) <= self._max_sequences, "too many sequences run"
         for sequence_id, seq in self._sequences.items():
             if sequence_id in self._running:
                 assert seq.computed < len(seq.tokens), "a running sequence has nothing to run"

@@ -49,6 +49,7 @@ class FakeRunner:
         self.groups = groups
         self.pools = pools
         self.kv: list[dict[tuple[int, int], int]] = [{} for _ in groups]
+        self._states: dict[int, list[int]] = {}  # per sequence: the digest of its first i tokens, at i
         self.num_steps = 0
         self.forgotten: list[int] = []
         self.bad_sequences: set[int] = set()
@@ -78,19 +79,23 @@ class FakeRunner:
     def _run_chunk(self, chunk: Chunk) -> int:
         assert chunk.length > 0, "an empty chunk was scheduled"
         assert chunk.samples == (chunk.start + chunk.length == len(chunk.token_ids))
-        state = 0
-        for position in range(chunk.start + chunk.length):
-            state = digest(state, chunk.token_ids[position])
-            for group, table, kv in zip(self.groups, chunk.tables, self.kv, strict=True):
+        end = chunk.start + chunk.length
+        states = self._states.setdefault(chunk.sequence_id, [0])
+        for position in range(len(states) - 1, end):
+            states.append(digest(states[position], chunk.token_ids[position]))
+        for group, table, kv in zip(self.groups, chunk.tables, self.kv, strict=True):
+            first = 0 if group.window is None else max(0, chunk.start - group.window + 1)
+            for position in range(first, end):
                 index, offset = divmod(position, group.block_size)
                 block = table[index]
                 if position >= chunk.start:
                     self._check_writable(group, block)
-                    kv[block, offset] = state
-                elif group.window is None or position > chunk.start - group.window:
+                    kv[block, offset] = states[position + 1]
+                else:
                     assert block != NULL_BLOCK, f"position {position} of group {group.index} is visible but was dropped"
-                    assert kv.get((block, offset)) == state, f"position {position} of group {group.index} holds another"
-        return state
+                    found = kv.get((block, offset))
+                    assert found == states[position + 1], f"position {position} of group {group.index} holds another"
+        return states[end]
 
     def _check_writable(self, group: LayerGroup, block: int) -> None:
         assert block != NULL_BLOCK, "a write goes to the NULL block"

@@ -184,6 +184,16 @@ def test_the_oldest_sequence_is_never_preempted() -> None:
     assert done["3", 0].counters.preemptions > 0
 
 
+def test_the_youngest_sequence_waits_for_room_rather_than_giving_up_its_own() -> None:
+    harness = Harness(FULL, num_blocks=6)
+    harness.scheduler._output_ratio = 0.0
+
+    done = harness.run(request("old", range(7), 3), request("young", range(10, 17), 8))
+
+    assert done["young", 0].token_ids == reference(range(10, 17), 8)
+    assert total(harness).preemptions == 0
+
+
 def test_growing_decodes_near_a_full_pool_do_not_collapse() -> None:
     harness = crowded(40)
     harness.scheduler._output_ratio = 0.0
@@ -235,6 +245,21 @@ def test_a_step_looks_at_few_of_the_waiting_rows(monkeypatch: pytest.MonkeyPatch
         assert len(looked) - before <= 3 * 4
 
     assert harness.scheduler.num_waiting > 2900
+
+
+def test_a_row_that_waits_for_a_prefix_is_not_looked_up_again_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    harness = Harness(max_batch_tokens=4)
+    looked: list[int] = []
+    find = KVCache.find
+    monkeypatch.setattr(KVCache, "find", lambda cache, tokens: looked.append(1) or find(cache, tokens))
+    for name, prompt in prefix_rows(3):
+        harness.scheduler.submit(request(name, prompt))
+
+    for _ in range(9):
+        harness.step()
+
+    assert len(looked) <= 3
+    harness.run()
 
 
 def test_cancelled_rows_leave_the_queue_without_being_run() -> None:
