@@ -50,7 +50,7 @@ Cells = dict[str, list[dict[str, Any]]]
 
 
 def median(found: Cells, engine: str, name: str) -> float:
-    return statistics.median(line[name] for line in found[engine])
+    return float(statistics.median(line[name] for line in found[engine]))
 
 
 def _comparison(found: Cells) -> list[str]:
