@@ -139,4 +139,5 @@ def gauges(groups: Sequence[LayerGroup], use: Sequence[BlockUse], engine_seconds
 
 def _sum_group(stats: GroupStats, rows: Sequence[ResultRow]) -> GroupStats:
     counted = [row.groups[stats.index] for row in rows if row.groups]
-    return replace(stats, **{f"blocks_{name}": sum(each[name] for each in counted) for name in GROUP_NAMES})
+    totals: dict[str, Any] = {f"blocks_{name}": sum(each[name] for each in counted) for name in GROUP_NAMES}
+    return replace(stats, **totals)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from jobs.outcome import Outcome
 from jobs.pool import Cancels
 from jobs.shard import Tools, run_shard
+from storage.errors import StorageError
 from storage.records import ShardId
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,10 @@ class Watchdog:
         deadline = self._monotonic() + RELEASE_SECONDS
         while self._runtime.gate.in_flight and self._monotonic() < deadline:
             self._ended.wait(WATCH_SECONDS)
+        try:
+            self._runtime.tools.leases.beat()
+        except StorageError as error:
+            log.warning("the worker's end could not be recorded: %s", error)
         self._exit_now(EXIT_ENGINE_DEAD)
 
     def _watch_idle(self, now: float) -> None:

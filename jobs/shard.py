@@ -35,7 +35,7 @@ from jobs.text import make_stop_check
 from storage.errors import DatabaseDown, Fenced, StorageError
 from storage.parquet.plan import passed_schema, read_shard
 from storage.parquet.writer import SegmentWriter, segment_keys, write_shard
-from storage.records import Claim, ShardId
+from storage.records import Claim, RunStats, ShardId
 from storage.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -132,11 +132,8 @@ class Attempt:
                 f"shard {self.shard.idx} of job {self.job.id}, attempt {self.shard.attempts}: "
                 f"{type(error).__name__}: {error}"
             ) from error
-        outcome = Outcome(
-            ending=ending,
-            stats=self.recorder.total if self._recorder else Outcome(ending=ending).stats,
-            seconds=time.monotonic() - self.started,
-        )
+        stats = self._recorder.total if self._recorder else RunStats()
+        outcome = Outcome(ending=ending, stats=stats, seconds=time.monotonic() - self.started)
         log.info("shard_ended job=%d shard=%d epoch=%d %s", self.job.id, self.shard.id, self.shard.epoch, outcome)
         return outcome
 

@@ -29,15 +29,17 @@ from jobs.prompts import PromptEncoder
 from jobs.runtime import Runtime, Watchdog
 from jobs.settings import Settings
 from jobs.shard import Tools
-from storage.errors import InputInvalid, StorageError
+from storage.errors import Fenced, InputInvalid, StorageError
 from storage.records import ModelRef, WorkerRecord
 from storage.repository import Repository
-from storage.states import JobState
+from storage.states import JobState, ShardState
 
 log = logging.getLogger(__name__)
 
 EXIT_MODEL = 78  # the model cannot be served: starting again would not help
 NO_DATABASE = "no database"
+MANY_JOBS = 10_000
+JOB_WORKING = frozenset({JobState.IN_PROGRESS, JobState.CANCELLING})
 
 
 def run_worker(settings: Settings, *, model: str | None = None, name: str | None = None) -> int:
@@ -99,6 +101,7 @@ class Worker:
     def run(self, *, stays: bool) -> int:
         """From loading the model to the end of the process. Raises ModelRefused."""
         self._register()
+        self._take_over()
         self.leases.say("starting")
         self.leases.start()
         try:
@@ -167,6 +170,18 @@ class Worker:
             )
         )
 
+    def _take_over(self) -> None:
+        """Give back what an earlier process of this name held when it died; should it still live, it is fenced."""
+        for job in self.repository.list_jobs(limit=MANY_JOBS):
+            for shard in self.repository.shards(job.id) if job.state in JOB_WORKING else ():
+                if shard.state is ShardState.RUNNING and shard.lease_owner == self.node:
+                    try:
+                        self.repository.release_shard(
+                            shard.id, shard.epoch, reason=f"worker {self.node} was lost", preempted=False
+                        )
+                    except Fenced:
+                        continue  # it gave the shard back itself, or its lease ran out
+
     def _leave(self) -> None:
         self.leases.say("gone")
         self.leases.stop()
@@ -206,7 +221,7 @@ def _wanted(repository: Repository, model: str | None) -> tuple[str, str | None,
 
 def _fail_waiting_jobs(repository: Repository, key: str | None, error: str) -> None:
     """Jobs that no worker has ever begun end here, so that they neither wait for ever nor hold up others."""
-    for job in repository.list_jobs(limit=10_000):
+    for job in repository.list_jobs(limit=MANY_JOBS):
         if job.model.key == key and job.state is JobState.QUEUED:
             repository.fail_job(job.id, None, error)
 

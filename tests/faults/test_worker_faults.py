@@ -82,6 +82,20 @@ def test_a_worker_that_sleeps_past_its_lease_is_fenced_and_leaves_no_file(harnes
     assert zombie.process.poll() is None
 
 
+def test_a_worker_that_starts_again_takes_up_at_once_what_it_held_when_it_was_killed(tmp_path: Path) -> None:
+    with Harness.create(tmp_path, lease_seconds=600.0) as harness:
+        worker = harness.start_worker("w0", **SLOW)
+        job = harness.submit(PROMPTS, shard_rows=60)
+        harness.wait_for_rows(job.id, 8)
+        worker.kill()
+
+        harness.start_worker("w0")
+
+        assert harness.wait_for_end(job.id).state is JobState.COMPLETED
+        check_job(harness.repository, job.id, KEYS)
+        assert sum(shard.crashes for shard in harness.repository.shards(job.id)) >= 1
+
+
 def test_a_worker_whose_engine_dies_leaves_with_70_and_its_shard_is_tried_again(harness: Harness) -> None:
     prompts = [*PROMPTS[:30], "DIEDIE"]
     broken = harness.start_worker("w0", FAKE_ENGINE_DIE="DIEDIE")

@@ -36,7 +36,7 @@ class Bench:
         tools = SimpleNamespace(
             engine=self.engine,
             gate=self.gate,
-            leases=SimpleNamespace(say=self.said.append),
+            leases=SimpleNamespace(say=self.said.append, beat=lambda: self.said.append("beat")),
             settings=Settings(idle_exit_seconds=10, stop_seconds=5, engine_stall_seconds=100),
             stopping=threading.Event(),
         )
@@ -64,7 +64,7 @@ def test_a_dead_engine_ends_the_process_with_70() -> None:
     bench.watchdog.look()
 
     assert bench.exits == [EXIT_ENGINE_DEAD] == [70]
-    assert bench.said == ["gone"]
+    assert bench.said == ["gone", "beat"]
     assert bench.gate.limit == 0
 
 
