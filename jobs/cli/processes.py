@@ -58,10 +58,11 @@ def flower(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 5555,
 ) -> None:
     """Show the shards live in Flower: on 127.0.0.1, read-only, on the same broker."""
+    from jobs.embedded import connect
     from jobs.monitor.flower import run_flower
 
-    found = place.find()
-    raise typer.Exit(run_flower(found.broker_url, prefix=found.settings.redis_prefix, port=port))
+    settings = place.find().settings
+    raise typer.Exit(run_flower(connect(settings).broker_url, prefix=settings.redis_prefix, port=port))
 
 
 def _log_to_stderr() -> None:
