@@ -196,12 +196,12 @@ class Scheduler:
         seq.expected_tokens = max(len(seq.tokens), seq.prompt_len + expected - 1)
         if not self._running:
             return True
-        needs = self.cache.blocks_needed(hit, seq.expected_tokens)
+        needs = self.cache.blocks_needed(hit, seq.expected_tokens, len(seq.tokens) - hit.length)
         for index, (manager, need) in enumerate(zip(self.cache.managers, needs, strict=True)):
             room = manager.pool.num_free - need
             for other in self._running.values():
-                held = other.blocks.tables[index].num_held
-                room -= max(0, manager.peak_blocks(other.expected_tokens) - held)
+                peak = manager.peak_blocks(other.expected_tokens, len(other.tokens) - other.computed)
+                room -= max(0, peak - other.blocks.tables[index].num_held)
             if room < 0:
                 return False
         return True

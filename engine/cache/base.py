@@ -69,9 +69,14 @@ class GroupManager(ABC):
     def give_up_order(self, blocks: Sequence[int]) -> Iterable[int]:
         """The blocks of a finished sequence, the one to be evicted first in front."""
 
-    def peak_blocks(self, num_tokens: int) -> int:
-        """The most blocks that a sequence of `num_tokens` ever holds: used for sizing and for admission alike."""
-        return self.group.peak_blocks(num_tokens, self._max_chunk)
+    def peak_blocks(self, num_tokens: int, num_missing: int | None = None) -> int:
+        """The most blocks that a sequence of `num_tokens` ever holds: used for sizing and for admission alike.
+
+        With `num_missing`, the tokens that are there but have not run, from now on: a sequence that only decodes any
+        more needs less room for its chunks.
+        """
+        longest = self._max_chunk if num_missing is None else min(self._max_chunk, max(1, num_missing))
+        return self.group.peak_blocks(num_tokens, longest)
 
     def cached(self, path: Sequence[PrefixNode], position: int) -> int:
         """The block that caches block position `position` of this path, or NULL."""

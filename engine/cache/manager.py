@@ -76,9 +76,6 @@ class KVCache:
     def new_sequence(self, job: str) -> SequenceBlocks:
         return SequenceBlocks(job, len(self.managers))
 
-    def peak_blocks(self, num_tokens: int) -> tuple[int, ...]:
-        return tuple(manager.peak_blocks(num_tokens) for manager in self.managers)
-
     def could_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this length could run alone in the empty cache."""
         return all(manager.peak_blocks(num_tokens) <= manager.pool.capacity for manager in self.managers)
@@ -106,12 +103,12 @@ class KVCache:
                 limit = manager.longest_valid(path, limit)
         return limit
 
-    def blocks_needed(self, hit: Hit, num_tokens: int) -> tuple[int, ...]:
-        """Free blocks per group that a sequence with this hit takes while it grows to `num_tokens`."""
+    def blocks_needed(self, hit: Hit, num_tokens: int, num_missing: int) -> tuple[int, ...]:
+        """Free blocks per group that a sequence takes while it runs what the hit leaves and grows to `num_tokens`."""
         needs = []
-        for manager, peak, blocks in zip(self.managers, self.peak_blocks(num_tokens), hit.blocks, strict=True):
+        for manager, blocks in zip(self.managers, hit.blocks, strict=True):
             in_use = sum(1 for block in blocks if manager.pool.ref[block])
-            needs.append(max(0, peak - in_use))
+            needs.append(max(0, manager.peak_blocks(num_tokens, num_missing) - in_use))
         return tuple(needs)
 
     def admit(self, seq: SequenceBlocks, tokens: Sequence[int], hit: Hit, end: int) -> bool:

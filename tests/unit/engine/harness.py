@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from engine.cache.groups import LayerGroup
 from engine.cache.manager import KVCache
@@ -50,7 +50,7 @@ class Harness:
         self,
         groups: tuple[LayerGroup, ...] = HYBRID,
         *,
-        num_blocks: int = 200,
+        num_blocks: int | Sequence[int] = 200,
         max_batch_tokens: int = 32,
         max_sequences: int = 8,
         max_model_len: int = 10_000,
@@ -60,7 +60,7 @@ class Harness:
     ) -> None:
         self.cache = KVCache(
             groups,
-            [num_blocks] * len(groups),
+            [num_blocks] * len(groups) if isinstance(num_blocks, int) else num_blocks,
             max_chunk=max_batch_tokens,
             allow_block_sharing=allow_block_sharing,
             use_prefix_sharing=use_prefix_sharing,

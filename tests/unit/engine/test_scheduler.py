@@ -218,6 +218,19 @@ def test_admission_leaves_room_for_the_output_that_is_expected() -> None:
     assert total(harness).preemptions == 0
 
 
+def test_a_sequence_that_decodes_reserves_no_room_for_long_chunks() -> None:
+    window = group(0, window=6)
+    harness = Harness((window,), num_blocks=1 + 16, max_batch_tokens=32, max_sequences=8)
+
+    for number in range(5):
+        harness.scheduler.submit(request(str(number), [number] * 16, 20))
+    for _ in range(6):
+        harness.step()
+
+    assert harness.scheduler.num_running >= 4, "each holds 3 blocks, and the next prompt needs 6"
+    harness.run()
+
+
 def test_more_running_sequences_than_tokens_in_a_step_all_finish() -> None:
     harness = Harness(max_batch_tokens=3, max_sequences=8)
 
@@ -245,21 +258,6 @@ def test_a_step_looks_at_few_of_the_waiting_rows(monkeypatch: pytest.MonkeyPatch
         assert len(looked) - before <= 3 * 4
 
     assert harness.scheduler.num_waiting > 2900
-
-
-def test_a_row_that_waits_for_a_prefix_is_not_looked_up_again_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    harness = Harness(max_batch_tokens=4)
-    looked: list[int] = []
-    find = KVCache.find
-    monkeypatch.setattr(KVCache, "find", lambda cache, tokens: looked.append(1) or find(cache, tokens))
-    for name, prompt in prefix_rows(3):
-        harness.scheduler.submit(request(name, prompt))
-
-    for _ in range(9):
-        harness.step()
-
-    assert len(looked) <= 3
-    harness.run()
 
 
 def test_cancelled_rows_leave_the_queue_without_being_run() -> None:
