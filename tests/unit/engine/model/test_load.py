@@ -1,0 +1,144 @@
+"""What can be served is found out at load; what cannot is refused there by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from engine.config import EngineConfig
+from engine.errors import ConfigError, ModelRefused
+from engine.model.load import load_model
+from engine.model.runner import ModelRunner
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+}
+CONFIG = EngineConfig(num_blocks=8, block_size=4)
+
+
+def saved(config: Any, folder: Path) -> Path:
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    return folder
+
+
+def test_groups_follow_the_layers_windows(tmp_path: Path) -> None:
+    kinds = ["sliding_attention", "full_attention"]
+    source = saved(transformers.Gemma3TextConfig(**SMALL, head_dim=16, layer_types=kinds, sliding_window=9), tmp_path)
+
+    loaded = load_model(source, CONFIG)
+
+    assert [(group.kind, group.window, group.layers) for group in loaded.groups] == [
+        ("sliding", 9, (0,)),
+        ("full", None, (1,)),
+    ]
+    assert {(group.num_kv_heads, group.key_dim, group.value_dim) for group in loaded.groups} == {(2, 16, 16)}
+
+
+def test_facts_come_from_the_model_and_may_only_be_narrowed(tmp_path: Path) -> None:
+    source = saved(transformers.LlamaConfig(**SMALL, eos_token_id=[3, 5]), tmp_path)
+
+    loaded = load_model(source, EngineConfig(num_blocks=8, max_model_len=100))
+
+    assert loaded.eos_token_ids == {3, 5}
+    assert (loaded.max_model_len, loaded.vocab_size) == (100, 64)
+    with pytest.raises(ConfigError, match="own limit is 128"):
+        load_model(source, EngineConfig(num_blocks=8, max_model_len=129))
+
+
+def test_cache_bytes_decide_the_number_of_blocks(tmp_path: Path) -> None:
+    source = saved(transformers.LlamaConfig(**SMALL), tmp_path)
+    block_bytes = 2 * 4 * 2 * (8 + 8) * 4  # layers x tokens x KV heads x (key + value) x float32
+
+    loaded = load_model(source, EngineConfig(block_size=4, cache_bytes=10 * block_bytes + 1))
+
+    assert loaded.num_blocks == 10
+    with pytest.raises(ConfigError, match=f"one block of every layer takes {block_bytes} bytes"):
+        load_model(source, EngineConfig(block_size=4, cache_bytes=block_bytes))
+
+
+def test_without_a_switch_every_linear_layer_is_packed(tmp_path: Path) -> None:
+    source = saved(transformers.LlamaConfig(**SMALL), tmp_path)
+
+    packed, plain = load_model(source, CONFIG), load_model(source, EngineConfig(num_blocks=8, packed_weights=False))
+
+    assert not [m for m in packed.model.modules() if type(m) is torch.nn.Linear]
+    assert [m for m in plain.model.modules() if type(m) is torch.nn.Linear]
+
+
+def test_the_switch_chooses_the_attention(tmp_path: Path) -> None:
+    loaded = load_model(saved(transformers.LlamaConfig(**SMALL), tmp_path), CONFIG)
+
+    assert ModelRunner(loaded, CONFIG).backend.name == "native"
+    assert ModelRunner(loaded, EngineConfig(num_blocks=8, native_attention=False)).backend.name == "torch"
+
+
+def test_two_engines_in_one_process_do_not_meet(tmp_path: Path) -> None:
+    first = load_model(saved(transformers.LlamaConfig(**SMALL), tmp_path / "a"), CONFIG)
+    second = load_model(saved(transformers.MistralConfig(**SMALL, sliding_window=5), tmp_path / "b"), CONFIG)
+
+    assert first.seat is not second.seat
+    assert [group.window for group in first.groups + second.groups] == [None, 5]
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "a state layer": (
+        transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
+        "layer 0 is of type 'conv'",
+    ),
+    "attention in the model's own code": (
+        transformers.GPTJConfig(vocab_size=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=4, n_positions=64),
+        "computes attention in its own code",
+    ),
+    "chunked attention": (
+        transformers.Llama4TextConfig(
+            **SMALL,
+            head_dim=8,
+            num_local_experts=2,
+            attention_chunk_size=8,
+            intermediate_size_mlp=32,
+            layer_types=["chunked_attention", "full_attention"],
+        ),
+        "layer 0 is of type 'chunked_attention'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_served_is_refused_by_name(config: Any, reason: str, tmp_path: Path) -> None:
+    source = saved(config, tmp_path)
+
+    with pytest.raises(ModelRefused, match=reason):
+        load_model(source, CONFIG)
+
+
+def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    transformers.T5Config().save_pretrained(tmp_path)
+
+    with pytest.raises(ModelRefused, match="encoder-decoder"):
+        load_model(tmp_path, CONFIG)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="cannot load it"):
+        load_model(tmp_path, CONFIG)
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    source = saved(transformers.LlamaConfig(**SMALL), tmp_path)
+    (source / "model.safetensors").unlink()
+    torch.save({}, source / "pytorch_model.bin")
+
+    with pytest.raises(ModelRefused, match="safetensors"):
+        load_model(source, CONFIG)
