@@ -19,6 +19,8 @@ Resume = Literal["if_possible", "always", "never"]
 # dies on a fast GPU. Fast workers may want more: a shard costs a message, a claim and a commit, well below a second.
 SHARD_TOKENS = 65_536
 SHARD_ROWS = 4096
+# A plan's footer and the memory of whoever reads it grow with the number of shards: a huge job gets larger ones.
+MOST_SHARDS = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +28,8 @@ class SubmitOptions:
     """One submission. Rows may override `sampling`; `seed=None` derives the job's seed from specification and input.
 
     `keep_columns=None` passes every input column through. `shard_tokens` counts computed prompt tokens plus the most
-    tokens that may be generated. `resume`: attach to the job of this output folder if there is one, only if there is
-    one, or never.
+    tokens that may be generated; None takes the default, larger for a huge job. `resume`: attach to the job of this
+    output folder if there is one, only if there is one, or never.
     """
 
     inputs: tuple[str, ...]
@@ -45,8 +47,8 @@ class SubmitOptions:
     on_too_long: OnTooLong = "error"
     keep_columns: tuple[str, ...] | None = None
     order: Order = "prefix"
-    shard_tokens: int = SHARD_TOKENS
-    shard_rows: int = SHARD_ROWS
+    shard_tokens: int | None = None
+    shard_rows: int | None = None
     name: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     resume: Resume = "if_possible"

@@ -7,7 +7,7 @@ the row before it are the path to their fork; a small number means that a subtre
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +40,14 @@ class CutLimits:
     budget_tokens: int
     min_rows: int
     max_rows: int
+
+    def widened(self, num_rows: int, num_tokens: int, most_shards: int) -> CutLimits:
+        """These limits, or wider ones where a job of this size would get more shards than that."""
+        return replace(
+            self,
+            budget_tokens=max(self.budget_tokens, -(-num_tokens // most_shards)),
+            max_rows=max(self.max_rows, -(-num_rows // most_shards)),
+        )
 
 
 def cut_shards(rows: Iterable[RowCost], limits: CutLimits) -> Iterator[Cut]:

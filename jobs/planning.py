@@ -22,7 +22,7 @@ from jobs.columns import Columns
 from jobs.intake import TOKENS_KEY, RowEncoder
 from jobs.options import Order
 from jobs.planner import CutLimits, Int64s, RowCost, cached_lengths, cut_shards, shared_lengths
-from jobs.tokens import binary_to_tokens
+from jobs.tokens import TOKEN_BYTES, binary_to_tokens
 from storage.errors import InputInvalid
 from storage.parquet.plan import PlanWriter
 from storage.parquet.reader import InputFiles
@@ -34,6 +34,7 @@ READ_ROWS = 4096
 NAMED_DUPLICATES = 5
 SHOWN_ID = 80  # characters
 DECODE_KEY = "decode_key"
+ID_MEMORY = 16 << 20  # bytes; the rows themselves are sorted at the same time
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, rows done, rows in all) after each batch; stages are `read` and `write`. May raise to stop."""
@@ -56,6 +57,7 @@ class PlanTask:
     limit: int | None
     order: Order
     cut: CutLimits
+    most_shards: int | None  # where the user has left the size of shards to us
     block_size: int
 
 
@@ -79,6 +81,7 @@ class _Totals:
     cached_tokens: int = 0
     bound_tokens: int = 0
     longest: int = 0
+    cost_tokens: int = 0  # prompts and outputs, before anything is shared
     errors: Counter[str] = field(default_factory=Counter)
 
 
@@ -93,12 +96,13 @@ def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
             rows.add(batch)
             ids.add(batch)
             totals.rows += batch.num_rows
+            totals.cost_tokens += _cost(batch)
             progress("read", totals.rows, total)
         ids.check()
         writer = stack.enter_context(PlanWriter(task.path, task.columns.passed))
         held = _Held()
         costs = _costs(rows, held, totals, task)
-        for idx, cut in enumerate(cut_shards(costs, task.cut)):
+        for idx, cut in enumerate(cut_shards(costs, _limits(task, totals))):
             batches = held.take(cut.num_rows)
             shards.append(_shard(idx, writer.num_rows, cut.cost_tokens, batches))
             writer.write_shard(_plan_batch(batch, writer.schema) for batch in batches)
@@ -121,6 +125,17 @@ def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
         num_outputs=totals.outputs,
         longest_prompt=totals.longest,
     )
+
+
+def _cost(batch: pa.RecordBatch) -> int:
+    token_bytes = pc.sum(pc.binary_length(batch[TOKENS_KEY])).as_py() or 0
+    return int(token_bytes // TOKEN_BYTES + (pc.sum(batch["decode_tokens"]).as_py() or 0))
+
+
+def _limits(task: PlanTask, totals: _Totals) -> CutLimits:
+    if task.most_shards is None:
+        return task.cut
+    return task.cut.widened(totals.rows, totals.cost_tokens, task.most_shards)
 
 
 def _encoded(task: PlanTask) -> Iterator[pa.RecordBatch]:
@@ -184,7 +199,7 @@ class _Ids:
     def __init__(self, columns: Columns, schema: pa.Schema, scratch: Path) -> None:
         self._column = columns.id
         compared = pa.schema([schema.field("custom_id"), schema.field("row_index")])
-        self._sorter = ExternalSorter(compared, ["custom_id"], scratch)
+        self._sorter = ExternalSorter(compared, ["custom_id"], scratch, memory_bytes=ID_MEMORY)
 
     def __enter__(self) -> _Ids:
         return self

@@ -20,7 +20,7 @@ class PlanRow:
     """One row of a plan. A row with an `error_code` never reaches the engine; its `token_ids` may be empty.
 
     `sampling.seed` is the row's effective seed, which is `seed`. `passed` has the pass-through columns under their
-    own names.
+    own names, as Arrow scalars.
     """
 
     row_index: int
@@ -42,7 +42,10 @@ def plan_rows(table: pa.Table, defaults: Sampling) -> Iterator[PlanRow]:
         return defaults if overrides is None else defaults.overridden(json.loads(overrides))
 
     for batch in table.to_batches(max_chunksize=256):  # Python values of a few rows at a time
-        for row in batch.to_pylist():
+        # Arrow scalars: a nanosecond timestamp and the like would lose something as a Python value.
+        passed = {name.removeprefix(PASS): batch[name] for name in batch.schema.names if name.startswith(PASS)}
+        own = batch.select([name for name in batch.schema.names if not name.startswith(PASS)])
+        for index, row in enumerate(own.to_pylist()):
             sampling = sampling_of(row["sampling"])
             yield PlanRow(
                 row_index=row["row_index"],
@@ -53,5 +56,5 @@ def plan_rows(table: pa.Table, defaults: Sampling) -> Iterator[PlanRow]:
                 seed=row["seed"],
                 error_code=row["error_code"],
                 error_message=row["error_message"],
-                passed={name.removeprefix(PASS): value for name, value in row.items() if name.startswith(PASS)},
+                passed={name: column[index] for name, column in passed.items()},
             )

@@ -10,7 +10,7 @@ from typing import Any
 from jobs.columns import Columns, choose_columns
 from jobs.intake import RowEncoder
 from jobs.models import ResolvedModel, resolve_model
-from jobs.options import SubmitOptions, derive_seed, hash_spec
+from jobs.options import MOST_SHARDS, SHARD_ROWS, SHARD_TOKENS, SubmitOptions, derive_seed, hash_spec
 from jobs.planner import CutLimits
 from jobs.planning import PlanTask
 from jobs.prompts import PromptEncoder
@@ -76,8 +76,11 @@ class Submission:
             limit=options.limit,
             order=options.order,
             cut=CutLimits(
-                budget_tokens=options.shard_tokens, min_rows=min_rows, max_rows=max(options.shard_rows, min_rows)
+                budget_tokens=options.shard_tokens or SHARD_TOKENS,
+                min_rows=min_rows,
+                max_rows=max(options.shard_rows or SHARD_ROWS, min_rows),
             ),
+            most_shards=None if options.shard_tokens or options.shard_rows else MOST_SHARDS,
             block_size=settings.block_size,
         )
 

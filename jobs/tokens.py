@@ -14,6 +14,8 @@ from jobs.planner import Int64s
 
 Int32s = npt.NDArray[np.int32]
 
+TOKEN_BYTES = 4  # of one id in the binary form
+
 INVALID, TOO_LONG = "invalid_request", "context_length"
 """The error codes of rows that never reach the engine."""
 
@@ -65,7 +67,7 @@ def given_tokens(column: pa.Array, vocab_size: int) -> TokenRows:
 def tokens_to_binary(values: Int32s, lengths: Int64s) -> pa.Array:
     """Rows of token ids as big-endian bytes."""
     offsets = np.zeros(len(lengths) + 1, dtype=np.int32)
-    np.cumsum(lengths * 4, out=offsets[1:])
+    np.cumsum(lengths * TOKEN_BYTES, out=offsets[1:])
     return pa.Array.from_buffers(
         pa.binary(), len(lengths), [None, pa.py_buffer(offsets), pa.py_buffer(values.astype(">u4").tobytes())]
     )
@@ -75,5 +77,5 @@ def binary_to_tokens(column: pa.Array) -> tuple[Int32s, Int64s]:
     """The inverse: token ids of all rows, and offsets [rows + 1] into them."""
     _, offset_buffer, data = column.buffers()
     offsets = np.frombuffer(offset_buffer, dtype=np.int32)[column.offset : column.offset + len(column) + 1]
-    raw = np.frombuffer(data or b"", dtype=">u4")[offsets[0] // 4 : offsets[-1] // 4]
-    return raw.astype(np.int32), (offsets.astype(np.int64) - int(offsets[0])) // 4
+    raw = np.frombuffer(data or b"", dtype=">u4")[offsets[0] // TOKEN_BYTES : offsets[-1] // TOKEN_BYTES]
+    return raw.astype(np.int32), (offsets.astype(np.int64) - int(offsets[0])) // TOKEN_BYTES

@@ -90,7 +90,7 @@ def submit(
     """
     from jobs import client
     from jobs.cli import submission
-    from jobs.options import SHARD_TOKENS, SubmitOptions
+    from jobs.options import SubmitOptions
     from jobs.sampling import Sampling, check_overrides
 
     if "://" in str(output) or str(output).startswith("s3:/"):
@@ -136,7 +136,7 @@ def submit(
             keep_columns=tuple(keep_columns) if keep_columns else None,
             on_too_long=on_too_long,
             order=order,
-            shard_tokens=SHARD_TOKENS if shard_tokens is None else shard_tokens,
+            shard_tokens=shard_tokens,
             name=name,
             tags=_tags(tag or []),
             resume=resume,

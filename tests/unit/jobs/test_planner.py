@@ -133,3 +133,12 @@ def test_cached_tokens_are_those_of_an_unlimited_cache_of_whole_blocks(prompts: 
     values, offsets = flat(prompts)
 
     assert int(cached_lengths(np.diff(offsets), shared_lengths(values, offsets), block).sum()) == expected
+
+
+def test_a_huge_job_gets_larger_shards_and_not_more_of_them() -> None:
+    small = CutLimits(budget_tokens=100, min_rows=2, max_rows=10)
+
+    assert small.widened(num_rows=50, num_tokens=1000, most_shards=10) == small
+    assert small.widened(num_rows=1000, num_tokens=5001, most_shards=10) == CutLimits(
+        budget_tokens=501, min_rows=2, max_rows=100
+    )
