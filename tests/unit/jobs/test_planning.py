@@ -124,7 +124,8 @@ def test_a_plan_row_has_all_that_a_request_needs(planner: Planner) -> None:
     assert row.token_ids == (5, 6)
     assert row.sampling == SamplingParams(max_tokens=4, num_samples=3, seed=11)
     assert (row.stops, row.seed, row.custom_id) == (("x",), 11, "00000:0")
-    assert {name: value.as_py() for name, value in row.passed.items()} == {
+    passed = {name: value.as_py() for name, value in row.passed.items()}
+    assert passed == {"prompt_token_ids": [5, 6], "n": 3, "stop": "x", "label": {"a": [1]}}
         "prompt_token_ids": [5, 6],
         "n": 3,
         "stop": "x",
