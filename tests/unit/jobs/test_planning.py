@@ -126,11 +126,6 @@ def test_a_plan_row_has_all_that_a_request_needs(planner: Planner) -> None:
     assert (row.stops, row.seed, row.custom_id) == (("x",), 11, "00000:0")
     passed = {name: value.as_py() for name, value in row.passed.items()}
     assert passed == {"prompt_token_ids": [5, 6], "n": 3, "stop": "x", "label": {"a": [1]}}
-        "prompt_token_ids": [5, 6],
-        "n": 3,
-        "stop": "x",
-        "label": {"a": [1]},
-    }
     assert plan.shards[0].num_outputs == plan.num_outputs == 3
 
 
