@@ -15,6 +15,7 @@
 enum { LANES = 8, PASS = 64, MAX_ROWS = 32, MAX_DIM = 512 };
 
 typedef float vec __attribute__((vector_size(32)));
+typedef float quad __attribute__((vector_size(16)));
 typedef float loose __attribute__((vector_size(32), aligned(4), may_alias)); /* the same, anywhere in memory */
 typedef int32_t ivec __attribute__((vector_size(32)));
 
@@ -41,7 +42,11 @@ static inline vec load(const float *p) { return *(const loose *)p; }
 static inline void store(float *p, vec x) { *(loose *)p = x; }
 static inline vec larger(vec a, vec b) { return (vec)(((ivec)a & (a > b)) | ((ivec)b & ~(a > b))); }
 
-static inline float sum(vec x) { return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7])); }
+static inline float sum(vec x) {
+    const union { vec whole; quad half[2]; } both = {x};
+    const quad q = both.half[0] + both.half[1];
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
 
 static inline float highest(vec x) {
     float best = x[0];
@@ -97,7 +102,7 @@ static void score_pass(int rows, const float *query, int64_t dim, const float *c
 static inline __attribute__((always_inline)) void
 add_strip(const int rows, const int vectors, const float *weights, const float *const *values, int64_t column, int count,
           float *out, int64_t dim) {
-    vec a[2][4];
+    vec a[3][4];
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < vectors; j++) a[r][j] = load(out + r * dim + column + j * LANES);
     for (int i = 0; i < count; i++) {
@@ -121,8 +126,9 @@ add_rows(const int rows, const float *weights, const float *const *values, int c
 
 static void add_pass(int rows, const float *weights, const float *const *values, int count, float *out, int64_t dim) {
     int r = 0;
-    for (; r + 2 <= rows; r += 2) add_rows(2, weights + r * PASS, values, count, out + r * dim, dim);
-    if (r < rows) add_rows(1, weights + r * PASS, values, count, out + r * dim, dim);
+    for (; r + 3 <= rows; r += 3) add_rows(3, weights + r * PASS, values, count, out + r * dim, dim);
+    if (rows - r == 2) add_rows(2, weights + r * PASS, values, count, out + r * dim, dim);
+    if (rows - r == 1) add_rows(1, weights + r * PASS, values, count, out + r * dim, dim);
 }
 
 /* Turn the scores [from, to) of one row into weights, everything else into zeros; returns their sum. The running maximum
