@@ -119,7 +119,6 @@ class Attempt:
 
     def run(self) -> Outcome:
         """To the end of the attempt. Raises ShardFailed."""
-        log.info("shard_claimed job=%d shard=%d epoch=%d", self.job.id, self.shard.id, self.shard.epoch)
         try:
             ending = self._work()
         except Fenced:
@@ -148,7 +147,7 @@ class Attempt:
         self._seal_all()
         if ending is Ending.DONE:
             self._commit()
-        elif ending is not Ending.FENCED:
+        else:
             self._release(str(ending), preempted=True)
         return ending
 
