@@ -23,18 +23,15 @@ from jobs.intake import TOKENS_KEY, RowEncoder
 from jobs.options import Order
 from jobs.planner import CutLimits, Int64s, RowCost, cached_lengths, cut_shards, shared_lengths
 from jobs.tokens import TOKEN_BYTES, binary_to_tokens
-from storage.errors import InputInvalid
+from jobs.unique import UniqueIds
 from storage.parquet.plan import PlanWriter
 from storage.parquet.reader import InputFiles
 from storage.parquet.schema import TOKENS
-from storage.parquet.sorting import ExternalSorter, repeats
+from storage.parquet.sorting import ExternalSorter
 from storage.records import NewShard, PlanRecord
 
 READ_ROWS = 4096
-NAMED_DUPLICATES = 5
-SHOWN_ID = 80  # characters
 DECODE_KEY = "decode_key"
-ID_MEMORY = 16 << 20  # bytes; the rows themselves are sorted at the same time
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, rows done, rows in all) after each batch; stages are `read` and `write`. May raise to stop."""
@@ -91,7 +88,7 @@ def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
     totals, shards = _Totals(), []
     with ExitStack() as stack:
         rows = stack.enter_context(_Ordered(task.rows.schema, task.order, task.scratch))
-        ids = stack.enter_context(_Ids(task.columns, task.rows.schema, task.scratch))
+        ids = stack.enter_context(UniqueIds(task.columns, task.rows.schema, task.scratch))
         for batch in _encoded(task):
             rows.add(batch)
             ids.add(batch)
@@ -191,49 +188,6 @@ class _Ordered:
         self._rows.close()
         if self._by_tokens is not None:
             self._by_tokens.close()
-
-
-class _Ids:
-    """Finds ids that come twice. Ids that we make ourselves are unique; only a column can hold duplicates."""
-
-    def __init__(self, columns: Columns, schema: pa.Schema, scratch: Path) -> None:
-        self._column = columns.id
-        compared = pa.schema([schema.field("custom_id"), schema.field("row_index")])
-        self._sorter = ExternalSorter(compared, ["custom_id"], scratch, memory_bytes=ID_MEMORY)
-
-    def __enter__(self) -> _Ids:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._sorter.close()
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        if self._column is not None:
-            self._sorter.add(batch.select(["custom_id", "row_index"]))
-
-    def check(self) -> None:
-        """Raises InputInvalid (`duplicate_id`) that names the first ids and their rows."""
-        found: dict[str, list[int]] = {}
-        num_repeats, before = 0, -1
-        for batch, again in repeats(self._sorter.sorted(), ["custom_id"]):
-            rows = batch["row_index"]
-            for i in np.flatnonzero(again):
-                custom_id = batch["custom_id"][int(i)].as_py()
-                if custom_id not in found and len(found) == NAMED_DUPLICATES:
-                    break
-                first = rows[int(i) - 1].as_py() if i else before
-                found.setdefault(custom_id, [first]).append(rows[int(i)].as_py())
-            num_repeats += int(again.sum())
-            before = rows[-1].as_py()
-        if found:
-            named = "; ".join(
-                f"{custom_id[:SHOWN_ID]!r} in rows {', '.join(map(str, at[:4]))}" for custom_id, at in found.items()
-            )
-            raise InputInvalid(
-                "duplicate_id",
-                f"the id column {self._column!r} has {num_repeats} repeated ids: {named} (rows count from 0); "
-                "make them unique, or name another column with --id-column",
-            )
 
 
 class _Held:

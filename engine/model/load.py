@@ -79,9 +79,6 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
 
     groups = layer_groups(declared, observed, config.block_size)
     dtype = model.dtype
-    num_blocks = config.num_blocks
-    if num_blocks is None:
-        num_blocks = count_blocks(groups, dtype.itemsize, config.cache_bytes or default_cache_bytes(device))
     return LoadedModel(
         model=model,
         config_text=json.dumps(text_config.to_dict(), default=str),
@@ -94,7 +91,8 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
         eos_token_ids=_eos_token_ids(model),
         max_model_len=_max_model_len(text_config, config.max_model_len),
         vocab_size=expected.shape[1],
-        num_blocks=num_blocks,
+        num_blocks=config.num_blocks
+        or count_blocks(groups, dtype.itemsize, config.cache_bytes or default_cache_bytes(device)),
         dtype=dtype,
         device=device,
     )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from storage.repository import Repository
 from tests.integration.program import Program
+from tests.integration.refusals import GOOD, assert_refused, job_states, write
 
 pytestmark = pytest.mark.integration
-
-GOOD = {"prompt": ["w1 w2", "w3", "w4 w5 w6"]}
-
-
-def write(path: Path, columns: dict[str, Any]) -> Path:
-    pq.write_table(pa.table(columns), path)
-    return path
 
 
 def missing_file(folder: Path) -> Path:
@@ -59,25 +51,6 @@ def two_prompts(folder: Path) -> Path:
 
 def no_rows(folder: Path) -> Path:
     return write(folder / "empty.parquet", {"prompt": pa.array([], pa.string())})
-
-
-def assert_refused(done: subprocess.CompletedProcess[str], code: int, words: Sequence[str]) -> None:
-    assert done.returncode == code, done.stderr
-    for word in words:
-        assert word in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
-
-
-def job_states(database: Path) -> list[str]:
-    """States of all jobs, oldest first; none where no database was made."""
-    if not database.exists():
-        return []
-    repository = Repository(f"sqlite:///{database}")
-    try:
-        return [job.state.value for job in reversed(repository.list_jobs())]
-    finally:
-        repository.close()
 
 
 def embedded_jobs(program: Program) -> list[str]:
@@ -246,56 +219,3 @@ def test_a_model_that_cannot_be_served_fails_the_job_and_names_the_layer(
     assert "layer 0 is of type" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (program.folder / "OUT" / "data").exists()
-
-
-def real_mode(program: Program, **addresses: str) -> Program:
-    return replace(program, settings={f"NIGHTMILL_{name.upper()}_URL": value for name, value in addresses.items()})
-
-
-def test_one_address_without_the_other_is_a_usage_error_that_names_the_missing_one(
-    program: Program, tiny_model: Path
-) -> None:
-    good = write(program.folder / "in.parquet", GOOD)
-    half = real_mode(program, broker="redis://127.0.0.1:1/0")
-
-    assert_refused(half.submit(good, "-o", "OUT", "--model", tiny_model), 2, ["NIGHTMILL_DATABASE_URL is not"])
-
-
-def test_a_broker_out_of_reach_ends_with_8_and_writes_nothing(program: Program, tiny_model: Path) -> None:
-    good = write(program.folder / "in.parquet", GOOD)
-    database = f"sqlite:///{program.folder}/jobs.db"
-    real = real_mode(program, broker="redis://:secret@127.0.0.1:1/0", database=database)
-    assert real.nightmill("db", "upgrade").returncode == 0
-
-    done = real.submit(good, "-o", "OUT", "--model", tiny_model)
-
-    assert_refused(done, 8, ["broker", "127.0.0.1:1"])
-    assert "secret" not in done.stderr
-    assert not (program.folder / "OUT").exists()
-    assert job_states(program.folder / "jobs.db") == []
-
-
-def test_a_database_out_of_reach_ends_with_8_and_writes_nothing(program: Program, tiny_model: Path) -> None:
-    good = write(program.folder / "in.parquet", GOOD)
-    real = real_mode(program, broker="redis://127.0.0.1:1/0", database="postgresql://me:secret@127.0.0.1:1/db")
-
-    done = real.submit(good, "-o", "OUT", "--model", tiny_model)
-
-    assert_refused(done, 8, ["database", "127.0.0.1:1"])
-    assert "secret" not in done.stderr
-    assert not (program.folder / "OUT").exists()
-
-
-def test_an_old_schema_ends_with_8_and_the_command_that_mends_it(program: Program, tiny_model: Path) -> None:
-    import sqlite3
-
-    good = write(program.folder / "in.parquet", GOOD)
-    with sqlite3.connect(program.folder / "jobs.db") as database:
-        database.execute("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)")
-    database.close()
-    real = real_mode(program, broker="redis://127.0.0.1:1/0", database=f"sqlite:///{program.folder}/jobs.db")
-
-    done = real.submit(good, "-o", "OUT", "--model", tiny_model)
-
-    assert_refused(done, 8, ["nightmill db upgrade"])
-    assert not (program.folder / "OUT").exists()
