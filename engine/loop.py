@@ -51,7 +51,6 @@ class Engine:
         if config.num_blocks is None:
             raise ConfigError("num_blocks is not resolved; whoever sizes the KV memory must tell the engine")
         self.groups = groups  # what the counters of completions and `block_use` are per
-        self.groups = groups
         self._runner = runner
         self._max_sequences = config.max_sequences
         cache = KVCache(

@@ -16,7 +16,7 @@ CHECKOUT = Path(__file__).parents[2]
 SMOLLM2 = CHECKOUT / ".cache/models/smollm2-135m"
 
 PLAN = """
-import resource, sys
+import sys
 from pathlib import Path
 from jobs.options import SubmitOptions
 from jobs.settings import Settings
@@ -25,7 +25,9 @@ source, model, home = sys.argv[1:]
 plan = dry_run(
     SubmitOptions(inputs=(source,), output=Path(home) / "out", model=model, id_column="key"), Settings(home=Path(home))
 )
-print(plan.record.num_rows, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+# ru_maxrss would be that of the process that started this one, where it was larger.
+peak = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(plan.record.num_rows, int(peak) / 1024)
 """
 
 
