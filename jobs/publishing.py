@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jobs import report
-from storage.parquet.publisher import PublishJob, publish
+from storage.parquet.publisher import Published, PublishJob, publish
 from storage.parquet.rows import LostRows, SealedFile
 from storage.records import Job, Shard
 from storage.repository import Repository
 from storage.states import RowStatus, ShardState
 
 
-def publish_job(repository: Repository, job: Job, epoch: int, *, beat: Callable[[], None] = lambda: None) -> str:
-    """Publish what there is of a job without open shards; the sha256 of the manifest. Raises FileDamaged."""
+def publish_job(repository: Repository, job: Job, epoch: int, *, beat: Callable[[], None] = lambda: None) -> Published:
+    """Publish what there is of a job without open shards. Raises FileDamaged."""
     assert job.plan is not None, f"job {job.id} ended without a plan"
     shards = repository.shards(job.id)
-    published = publish(
+    return publish(
         Path(job.output_uri),
         PublishJob(
             name=job.name,
@@ -32,7 +32,6 @@ def publish_job(repository: Repository, job: Job, epoch: int, *, beat: Callable[
         _lost(repository, job, shards),
         beat=beat,
     )
-    return published.manifest_sha256
 
 
 def _files(repository: Repository, shards: Sequence[Shard]) -> Iterator[SealedFile]:

@@ -88,16 +88,18 @@ class Reconciler:
         if epoch is None:
             return
         try:
-            manifest_sha256 = publish_job(self._repository, job, epoch, beat=self._renewal(job, epoch))
-            ended = self._repository.complete_job(job.id, epoch, manifest_sha256)
+            published = publish_job(self._repository, job, epoch, beat=self._renewal(job, epoch))
+            ended = self._repository.complete_job(job.id, epoch, published.manifest_sha256, cause=published.cause)
             log.info("job_ended job=%d state=%s", job.id, ended.state)
             sweep(Path(job.output_uri))
         except (Fenced, DatabaseDown) as error:
             log.warning("publishing stopped job=%d error=%s", job.id, error)
         except (StorageError, OSError, AssertionError) as error:
-            log.exception("publishing failed job=%d", job.id)
-            if decide(error, 1).preempted:
-                return  # a full disk: tried again when the lease has run out
+            log.exception("publishing failed job=%d epoch=%d", job.id, epoch)
+            # The machine's trouble may pass, so it is tried again when the lease has run out; a damaged file stays so.
+            may_pass = isinstance(error, OSError) and epoch <= self._settings.max_shard_attempts
+            if decide(error, 1).preempted or may_pass:
+                return
             self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
 
     def _renewal(self, job: Job, epoch: int) -> Callable[[], None]:

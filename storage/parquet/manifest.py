@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,22 @@ rows = load_dataset("parquet", data_files="data/*.parquet", split="train")
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorCount:
+    """How many rows ended with an error code, and what one of them was told."""
+
+    code: str
+    rows: int
+    example: str
+
+
 def manifest_bytes(
     *,
     job: str,
     generation: int,
     plan_sha256: str,
     counts: Mapping[str, int],
+    errors: Sequence[ErrorCount],
     parts: Mapping[str, Sequence[Part]],
 ) -> bytes:
     """The manifest as JSON: a function of its arguments, without times. `parts`: data, metrics and errors."""
@@ -74,6 +84,7 @@ def manifest_bytes(
         "plan_sha256": plan_sha256,
         "rows": sum(part.rows for part in parts["data"]),
         "counts": dict(counts),
+        "error_codes": [asdict(error) for error in errors],
         "parts": [asdict(part) for part in parts["data"]],
         "metrics": [asdict(part) for part in parts["metrics"]],
         "errors": [asdict(part) for part in parts["errors"]],

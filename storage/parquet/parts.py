@@ -92,11 +92,14 @@ class OutputWriter:
         self.metrics = PartWriter(root, layout.METRICS, metrics_schema())
         self.errors = PartWriter(root, layout.ERRORS, errors_schema(passed))
         self.counts = Counter({status.value: 0 for status in RowStatus})
+        self.error_codes: Counter[str] = Counter()
+        self.error_examples: dict[str, str] = {}  # the first message of each code
         self._last_failed = -1
 
     def write(self, rows: pa.Table) -> None:
         """Append merged rows, of the schema of shard files with a plain status, as one row group of each kind."""
         self.counts.update({entry["values"]: entry["counts"] for entry in rows["status"].value_counts().to_pylist()})
+        self._count_errors(rows)
         row_index = rows["row_index"]
         self.data.write(encode_status(self._select(rows, data_schema(self._passed))), row_index)
         self.metrics.write(rows.select(metrics_schema().names), row_index)
@@ -115,6 +118,15 @@ class OutputWriter:
     def discard(self) -> None:
         for writer in (self.data, self.metrics, self.errors):
             writer.discard()
+
+    def _count_errors(self, rows: pa.Table) -> None:
+        errored = rows.filter(pc.equal(rows["status"], RowStatus.ERRORED.value))
+        for entry in errored["error_code"].value_counts().to_pylist():
+            code = entry["values"]
+            self.error_codes[code] += entry["counts"]
+            if code not in self.error_examples:
+                at = pc.index(errored["error_code"], code).as_py()
+                self.error_examples[code] = errored["error_message"][at].as_py() or ""
 
     def _first_failures(self, rows: pa.Table) -> pa.Table:
         """Errored rows, one per input row however many of its samples failed: ids must stay unique."""

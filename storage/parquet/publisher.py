@@ -22,7 +22,7 @@ from storage import layout
 from storage.durable import inside, make_folder, move, sha256_bytes, sha256_file, sync_folder, write_atomic
 from storage.errors import FileDamaged
 from storage.parquet.lost import lost_batches
-from storage.parquet.manifest import intact_manifest, manifest_bytes, readme_bytes, write_manifest
+from storage.parquet.manifest import ErrorCount, intact_manifest, manifest_bytes, readme_bytes, write_manifest
 from storage.parquet.parts import ROW_GROUP_BYTES, OutputWriter, Part, cut_row_groups
 from storage.parquet.plan import passed_schema, shard_rows, verify_plan
 from storage.parquet.rows import LostRows, SealedFile
@@ -62,6 +62,7 @@ class Published:
     rows: int
     counts: dict[str, int]  # by status
     parts: tuple[str, ...]  # data parts, relative to OUT
+    cause: str | None  # the commonest error with an example, if there is any
 
 
 def publish(
@@ -175,7 +176,15 @@ def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter) ->
     write_atomic(out / layout.JOB_JSON, _json_bytes(job.job_json))
     write_atomic(out / layout.STATS_JSON, _json_bytes(job.stats_json))
     content = manifest_bytes(
-        job=job.name, generation=job.generation, plan_sha256=job.plan_sha256, counts=writer.counts, parts=parts
+        job=job.name,
+        generation=job.generation,
+        plan_sha256=job.plan_sha256,
+        counts=writer.counts,
+        errors=[
+            ErrorCount(code=code, rows=rows, example=writer.error_examples[code])
+            for code, rows in writer.error_codes.most_common()
+        ],
+        parts=parts,
     )
     write_manifest(out, job.generation, content)
     return _as_published(json.loads(content), sha256_bytes(content))
@@ -201,6 +210,7 @@ def _as_published(manifest: Mapping[str, Any], sha256: str) -> Published:
         rows=manifest["rows"],
         counts=dict(manifest["counts"]),
         parts=tuple(part["path"] for part in manifest["parts"]),
+        cause=next((f"{error['code']} ({error['example']})" for error in manifest.get("error_codes", ())), None),
     )
 
 

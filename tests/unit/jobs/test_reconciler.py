@@ -19,6 +19,7 @@ class FakeSql:
 
     asked: list[str] = field(default_factory=list)
     free: bool = True
+    epoch: int = 3
     failures: list[Exception] = field(default_factory=list)
 
     def expire_leases(self, max_attempts: int) -> list[object]:
@@ -31,13 +32,13 @@ class FakeSql:
         return [SimpleNamespace(id=7, output_uri="/nowhere")]
 
     def claim_job(self, job_id: int, owner: str, lease_seconds: float) -> int | None:
-        return 3 if self.free else None
+        return self.epoch if self.free else None
 
     def renew_job(self, job_id: int, epoch: int, lease_seconds: float) -> None:
         self.asked.append("renew")
 
-    def complete_job(self, job_id: int, epoch: int, sha256: str) -> SimpleNamespace:
-        self.asked.append(f"complete {job_id} {epoch} {sha256}")
+    def complete_job(self, job_id: int, epoch: int, sha256: str, cause: str | None) -> SimpleNamespace:
+        self.asked.append(f"complete {job_id} {epoch} {sha256} {cause}")
         return SimpleNamespace(state="completed")
 
     def fail_job(self, job_id: int, epoch: int, error: str) -> None:
@@ -58,10 +59,10 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What happens to a job that is published: an exception in this list is raised."""
     outcome: list[object] = []
 
-    def publish(repository: object, job: object, epoch: int, *, beat: object) -> str:
+    def publish(repository: object, job: object, epoch: int, *, beat: object) -> SimpleNamespace:
         if outcome and isinstance(outcome[0], Exception):
             raise outcome[0]
-        return "sha"
+        return SimpleNamespace(manifest_sha256="sha", cause="context_length (too long)")
 
     monkeypatch.setattr(module, "publish_job", publish)
     monkeypatch.setattr(module, "sweep", lambda out: outcome.append("swept"))
@@ -77,7 +78,7 @@ def test_a_tick_expires_publishes_sweeps_and_dispatches(published: list[object])
 
     reconciler(sql, dispatcher).tick()
 
-    assert sql.asked == ["expire", "complete 7 3 sha"]
+    assert sql.asked == ["expire", "complete 7 3 sha context_length (too long)"]
     assert published == ["swept"]
     assert dispatcher.fills == 1
 
@@ -90,7 +91,7 @@ def test_a_job_that_another_process_publishes_is_left_alone(published: list[obje
     assert sql.asked == ["expire"]
 
 
-@pytest.mark.parametrize("error", [FileDamaged("shard 3 is damaged"), OSError(5, "bad disk"), AssertionError("bug")])
+@pytest.mark.parametrize("error", [FileDamaged("shard 3 is damaged"), AssertionError("bug")])
 def test_a_job_that_cannot_be_published_fails_with_the_reason(published: list[object], error: Exception) -> None:
     sql, dispatcher = FakeSql(), FakeDispatcher()
     published.append(error)
@@ -99,6 +100,18 @@ def test_a_job_that_cannot_be_published_fails_with_the_reason(published: list[ob
 
     assert sql.asked[-1].startswith("fail 7 3 its output could not be published")
     assert dispatcher.fills == 1
+
+
+def test_a_disk_that_fails_is_tried_again_and_ends_the_job_only_after_several_tries(published: list[object]) -> None:
+    published.append(OSError(5, "bad disk"))
+    limit = Settings().max_shard_attempts
+    early, late = FakeSql(epoch=limit), FakeSql(epoch=limit + 1)
+
+    for sql in (early, late):
+        reconciler(sql, FakeDispatcher()).tick()
+
+    assert early.asked == ["expire"]
+    assert late.asked[-1].startswith(f"fail 7 {limit + 1} its output could not be published")
 
 
 @pytest.mark.parametrize("error", [Fenced("another has it"), DatabaseDown("gone"), OSError(28, "full")])
