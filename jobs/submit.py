@@ -21,6 +21,7 @@ from jobs.options import SubmitOptions, changed_keys
 from jobs.planning import Plan, Progress, make_plan, silent
 from jobs.settings import Settings
 from jobs.submission import Submission, check
+from jobs.withdrawal import give_back, withdraw
 from storage import layout
 from storage.durable import move, sync_folder
 from storage.errors import Fenced, InputInvalid, JobConflict, OutputConflict, StorageError
@@ -108,12 +109,14 @@ def _find_or_create(submission: Submission, repository: Repository) -> tuple[Job
 
 
 def _is_void(job: Job, out: Path) -> bool:
-    """Did the job end without a plan, or were its results removed? Then its directory is free.
+    """Did the job end without a plan or a row, or were its results removed? Then its directory is free.
 
     Raises JobConflict when the directory of an open job was removed.
     """
     if job.plan is None:
         return job.state in JOB_FINAL
+    if job.state is JobState.FAILED and not (job.rows_succeeded or job.rows_errored):
+        return True  # it never began, so trying again is all that can be done with it
     if read_owner(out) is not None:
         return False
     if job.state not in JOB_FINAL:
@@ -158,19 +161,18 @@ def _plan(job: Job, epoch: int, submission: Submission, repository: Repository, 
         return plan, repository.queue_job(job.id, epoch, plan.record, plan.shards)
     except BaseException as error:
         with suppress(StorageError):  # the first error is the one to tell
-            _withdraw(job, epoch, submission, repository, str(error) or type(error).__name__)
+            _withdraw(job, epoch, repository, str(error) or type(error).__name__)
         raise
 
 
-def _withdraw(job: Job, epoch: int, submission: Submission, repository: Repository, why: str) -> None:
+def _withdraw(job: Job, epoch: int, repository: Repository, why: str) -> None:
     try:
-        repository.fail_job(job.id, epoch, why)
+        withdraw(repository, job, epoch, why)
     except Fenced:
         now = repository.get_job(job.id)
-        if now.state not in JOB_FINAL or now.plan is not None:
-            return  # another process took it over; OUT is its own
-    repository.retire_job(job.id)
-    drop_output(submission.out, submission.owner)
+        if now.state in JOB_FINAL and now.plan is None:
+            give_back(repository, now)
+        # Otherwise another process took it over; OUT is its own.
 
 
 def _how(job: Job, repository: Repository, settings: Settings) -> How:

@@ -13,6 +13,7 @@ import pytest
 from jobs.options import SubmitOptions
 from jobs.settings import Settings
 from jobs.submit import Submitted, submit
+from jobs.withdrawal import withdraw
 from storage import layout, migrate
 from storage.errors import Fenced, InputInvalid, JobConflict, OutputConflict
 from storage.parquet.plan import verify_plan
@@ -90,11 +91,15 @@ def test_the_same_command_attaches_to_what_a_live_worker_serves(desk: Desk) -> N
 
 def test_the_same_command_attaches_to_what_has_ended(desk: Desk) -> None:
     job = desk.submit().job
-    desk.repository.fail_job(job.id, None, "broken")
+    desk.repository.request_cancel(job.id)
+    desk.repository.advance_jobs()
+    epoch = desk.repository.claim_job(job.id, "test", 60)
+    assert epoch is not None
+    desk.repository.complete_job(job.id, epoch, "sha")
 
     again = desk.submit()
 
-    assert (again.how, again.job.id, again.job.state) == ("attached", job.id, JobState.FAILED)
+    assert (again.how, again.job.id, again.job.state) == ("attached", job.id, JobState.CANCELLED)
 
 
 def test_results_that_were_removed_are_made_anew(desk: Desk) -> None:
@@ -253,3 +258,24 @@ def test_a_job_cancelled_while_planning_gives_the_output_back(desk: Desk) -> Non
         desk.submit(cancel)
 
     assert not desk.out.exists()
+
+
+def test_a_job_that_failed_before_its_first_row_gives_way_to_the_same_command(desk: Desk) -> None:
+    first = desk.submit()
+    desk.repository.fail_job(first.job.id, None, "the model cannot be served")
+
+    again = desk.submit()
+
+    assert (again.how, again.job.state) == ("new", JobState.QUEUED)
+    assert again.job.id != first.job.id
+    assert desk.files() == [layout.PLAN, layout.OWNER]
+
+
+def test_a_withdrawn_job_leaves_nothing_but_its_line_in_the_history(desk: Desk) -> None:
+    job = desk.submit().job
+
+    withdraw(desk.repository, job, None, "the model cannot be served")
+
+    assert not desk.out.exists()
+    assert desk.repository.get_job(job.id).error == "the model cannot be served"
+    assert desk.repository.find_job(output_uri=str(desk.out)) is None
