@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.cache.groups import LayerGroup
-from jobs.rows import merge, sum_rows
+from jobs.engines import BlockUse
+from jobs.rows import merge, sum_rows, with_use
 from storage.errors import DatabaseDown
 from storage.parquet.rows import ResultRow
 from storage.parquet.writer import SegmentWriter
@@ -33,9 +34,10 @@ class Recorder:
         groups: Sequence[LayerGroup],
         seconds: float,
         rows: int,
+        use: Callable[[], Sequence[BlockUse]] = tuple,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`seconds`, `rows`: a segment is due when it is this old or this large."""
+        """`seconds`, `rows`: a segment is due when it is this old or this large. `use`: the job's blocks so far."""
         self._repository = repository
         self._writer = writer
         self._shard_id = shard_id
@@ -44,6 +46,7 @@ class Recorder:
         self._groups = groups
         self._seconds = seconds
         self._rows = rows
+        self._use = use
         self._monotonic = monotonic
         self._sealed_at = monotonic()
         self._seq = 0
@@ -85,7 +88,7 @@ class Recorder:
                 expired=file.expired,
                 canceled=file.canceled,
             )
-            self._unrecorded.append((segment, sum_rows(self._open, self._groups)))
+            self._unrecorded.append((segment, with_use(sum_rows(self._open, self._groups), self._use())))
             self._seq += 1
             self._open = []
         self._record()

@@ -126,15 +126,13 @@ def group_stats(groups: Sequence[LayerGroup]) -> tuple[GroupStats, ...]:
     )
 
 
-def gauges(groups: Sequence[LayerGroup], use: Sequence[BlockUse], engine_seconds: float) -> RunStats:
-    """Peak and mean block use of an attempt, weighted by its engine seconds when attempts are put together."""
-    return RunStats(
-        engine_seconds=engine_seconds,
-        groups=tuple(
-            replace(stats, blocks_peak=used.peak, blocks_mean=used.mean)
-            for stats, used in zip(group_stats(groups), use, strict=False)
-        ),
-    )
+def with_use(stats: RunStats, use: Sequence[BlockUse]) -> RunStats:
+    """The same, with the job's peak and mean use of blocks so far, per layer group."""
+    groups = [
+        replace(group, blocks_peak=used.peak, blocks_mean=used.mean)
+        for group, used in zip(stats.groups, use, strict=False)
+    ]
+    return replace(stats, groups=(*groups, *stats.groups[len(groups) :]))
 
 
 def _sum_group(stats: GroupStats, rows: Sequence[ResultRow]) -> GroupStats:

@@ -180,8 +180,8 @@ class Repository:
     def commit_shard(
         self, shard_id: ShardId, epoch: int, out_key: str, out_sha256: str, rows: int, gauges: RunStats
     ) -> None:
-        """running -> done; the last shard moves the job to finalizing. `gauges` carries peak and mean block use of this
-        attempt; its counters are ignored, since they came with the segments. Raises Fenced."""
+        """running -> done; the last shard moves the job to finalizing. `gauges` carries wasted tokens, peak and mean
+        block use of this attempt; its counters are ignored, since they came with the segments. Raises Fenced."""
         with self._db.write() as conn:
             moved = segments.commit(conn, shard_id, epoch, out_key, out_sha256, rows, gauges)
         if moved:

@@ -107,6 +107,11 @@ def commit(
         raise fenced(conn, shard_id, epoch, f"commit {out_key}")
 
     conn.execute(update(jobs).where(jobs.c.id == job.id).values(shards_done=jobs.c.shards_done + 1))
+    conn.execute(
+        update(attempts)
+        .where(attempts.c.shard_id == shard_id, attempts.c.epoch == epoch)
+        .values(wasted_tokens=attempts.c.wasted_tokens + gauges.wasted_tokens)
+    )
     idle = [_gauges_only(group) for group in gauges.groups]  # the counters came with the segments
     _add_groups(conn, job.id, shard_id, epoch, idle)
     end_attempt(conn, shard_id, epoch, Outcome.COMMITTED)

@@ -15,7 +15,7 @@ from storage.records import JobId
 from storage.repository import Repository
 from storage.states import JOB_FINAL, ShardState
 
-SUMS = ("cached_tokens", "computed_tokens", "forked_tokens", "recomputed_tokens", "preemptions")
+SUMS = ("cached_tokens", "computed_tokens", "forked_tokens", "recomputed_tokens", "preemptions")  # of _meta/metrics
 GROUP_SUMS = ("allocated", "shared", "copied", "evicted", "evicted_unused")
 
 
@@ -79,6 +79,11 @@ def check_statistics(repository: Repository, job_id: JobId, out: Path) -> None:
     for name in SUMS:
         assert getattr(stats, name) == sum(row[name] or 0 for row in metrics), name
     assert stats.prompt_tokens == stats.cached_tokens + stats.computed_tokens
+    data = read_data(out)
+    assert stats.completion_tokens == sum(filter(None, data["completion_tokens"].to_pylist()))
+    assert stats.rows == sum(row["attempts"] is not None for row in metrics), "rows that an attempt has sealed"
+    first = (data["sample_index"].to_numpy() == 0) & data["prompt_tokens"].is_valid().to_numpy()
+    assert stats.prompt_tokens == data["prompt_tokens"].filter(first).to_numpy().sum(), "a prompt counts once"
     assert abs(stats.engine_seconds - sum(row["engine_seconds"] or 0.0 for row in metrics)) < 1e-6
     for group in stats.groups:
         for name in GROUP_SUMS:

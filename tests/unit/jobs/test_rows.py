@@ -9,7 +9,8 @@ import pytest
 from engine.request import Completion, SamplingParams
 from engine.stats import BlockUse
 from jobs.planrows import PlanRow
-from jobs.rows import RowMaker, gauges, merge, sum_rows
+from jobs.rows import RowMaker, group_stats, merge, sum_rows, with_use
+from storage.records import RunStats
 from storage.states import RowStatus
 from tests.fakes import FakeEngine, fake_counters
 
@@ -116,7 +117,9 @@ def test_merged_sums_are_the_sum_of_all_rows(maker: RowMaker) -> None:
 
 
 def test_gauges_carry_peak_and_mean_and_no_counters() -> None:
-    found = gauges(FakeEngine.groups, (BlockUse(peak=4.0, mean=2.5), BlockUse(peak=3.0, mean=1.0)), 9.0)
+    idle = RunStats(groups=group_stats(FakeEngine.groups), engine_seconds=9.0)
+
+    found = with_use(idle, (BlockUse(peak=4.0, mean=2.5), BlockUse(peak=3.0, mean=1.0)))
 
     assert found.engine_seconds == 9.0
     assert [(group.blocks_peak, group.blocks_mean) for group in found.groups] == [(4.0, 2.5), (3.0, 1.0)]
