@@ -78,6 +78,12 @@ class PromptEncoder:
         values: npt.NDArray[np.int32] = np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(offsets[-1]))
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values)).cast(TOKENS)
 
+    def split_stops(self, stops: Sequence[str]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+        """Stop strings that are text, and the ids of those that are one special token: text never shows these."""
+        added = self.tokenizer.get_added_tokens_decoder().items()
+        special = {token.content: token_id for token_id, token in added if token.special}
+        return tuple(s for s in stops if s not in special), tuple(special[s] for s in stops if s in special)
+
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of these ids, special tokens left out."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,19 +19,18 @@ import pyarrow as pa
 
 from engine.errors import EngineDead
 from engine.request import Completion, Request
-from jobs.engines import Feed, ServingEngine
+from jobs.engines import BlockUse, Feed, ServingEngine
 from jobs.gate import Gate
 from jobs.leases import Lease, LeaseKeeper
 from jobs.outcome import Ending, Outcome, ShardFailed
 from jobs.patience import until_answered
-from jobs.planrows import PlanRow, plan_rows
+from jobs.planrows import PlanRow, make_request, plan_rows
 from jobs.prompts import PromptEncoder
 from jobs.recorder import Recorder
 from jobs.retry import decide
-from jobs.rows import RowMaker, gauges
+from jobs.rows import RowMaker, group_stats, with_use
 from jobs.sampling import Sampling
 from jobs.settings import Settings
-from jobs.text import make_stop_check
 from storage.errors import DatabaseDown, Fenced, StorageError
 from storage.parquet.plan import passed_schema, read_shard
 from storage.parquet.writer import SegmentWriter, segment_keys, write_shard
@@ -168,11 +167,16 @@ class Attempt:
             groups=self.tools.engine.groups,
             seconds=settings.segment_seconds,
             rows=settings.segment_rows,
+            use=self._block_use,
         )
+
+    def _block_use(self) -> Sequence[BlockUse]:
+        return self.tools.engine.block_use(str(self.job.id))
 
     def _requests(self, table: pa.Table) -> Iterator[Request]:
         """The rows of the plan that are not sealed yet, as requests; pulled by the engine as it has room."""
-        for row in plan_rows(table, Sampling.from_spec(self.job.spec["sampling"])):
+        defaults = Sampling.from_spec(self.job.spec["sampling"])
+        for row in plan_rows(table, defaults, self.tools.encoder.max_model_len):
             num_samples = 1 if row.error_code else row.sampling.num_samples
             if all((row.row_index, sample) in self._skip for sample in range(num_samples)):
                 continue
@@ -181,13 +185,7 @@ class Attempt:
             else:
                 request_id = f"{self.shard.id}.{self.shard.epoch}.{row.row_index}"
                 self._in_flight[request_id] = (row, num_samples)
-                yield Request(
-                    request_id=request_id,
-                    job=str(self.job.id),
-                    prompt=row.token_ids,
-                    sampling=row.sampling,
-                    make_stop=make_stop_check(self.tools.encoder, row.stops),
-                )
+                yield make_request(row, request_id, str(self.job.id), self.tools.encoder)
 
     # --- generating -------------------------------------------------------------------------------------------
     def _collect(self, feed: Feed) -> Ending:
@@ -227,9 +225,10 @@ class Attempt:
             row, left = self._in_flight.pop(completion.request_id)
             if left > 1:
                 self._in_flight[completion.request_id] = (row, left - 1)
-            if completion.finish_reason == "abort":
-                self._wasted_tokens += completion.counters.computed_tokens + completion.counters.completion_tokens
-            elif (row.row_index, completion.sample_index) not in self._skip:
+            if completion.finish_reason == "abort" or (row.row_index, completion.sample_index) in self._skip:
+                spent = completion.counters  # a sample that is sealed already ran again for the sake of a sibling
+                self._wasted_tokens += spent.computed_tokens + spent.forked_tokens + spent.completion_tokens
+            else:
                 rows.append(self._rows.finished(row, completion))
         self.recorder.append(rows)
         self._owed -= len(rows)
@@ -253,8 +252,8 @@ class Attempt:
         assert file.rows == self.shard.num_outputs, (
             f"shard {self.shard.id} has {file.rows} rows, not {self.shard.num_outputs}: a row was lost or doubled"
         )
-        engine = self.tools.engine
-        use = gauges(engine.groups, engine.block_use(str(self.job.id)), self.recorder.total.engine_seconds)
+        idle = RunStats(groups=group_stats(self.tools.engine.groups), wasted_tokens=self._wasted_tokens)
+        use = with_use(idle, self._block_use())
 
         def commit() -> None:
             self.tools.repository.commit_shard(self.shard.id, self.shard.epoch, file.key, file.sha256, file.rows, use)

@@ -117,8 +117,10 @@ class FakeEngine:
         kill: bytes = b"",
         die: bytes = b"",
         vocab_size: int = EOS + 1,
+        max_model_len: int | None = None,
     ) -> None:
         self._vocab_size = vocab_size
+        self._max_model_len = max_model_len
         self._max_sequences = max_sequences
         self._pause = 1.0 / rows_per_second if rows_per_second else 0.0
         self._kill, self._die = _ids(kill), _ids(die)
@@ -209,6 +211,17 @@ class FakeEngine:
 
     def _completion(self, request: Request, sample_index: int) -> Completion:
         sampling = request.sampling
+        wanted = len(request.prompt) + sampling.max_tokens
+        if self._max_model_len is not None and wanted > self._max_model_len:
+            return Completion(
+                request_id=request.request_id,
+                job=request.job,
+                sample_index=sample_index,
+                token_ids=(),
+                finish_reason="error",
+                error_code="context_length",
+                error_message=f"{wanted} tokens; the model takes {self._max_model_len}",
+            )
         ids = fake_ids(request.prompt, sampling, sample_index, self._vocab_size)
         reason = "length" if len(ids) == sampling.max_tokens else "stop"
         stop = request.make_stop() if request.make_stop else None
@@ -251,12 +264,14 @@ class FakeEngine:
 def fake_engine(model_dir: Path, settings: Settings) -> FakeEngine:
     """NIGHTMILL_ENGINE_FACTORY=tests.fakes:fake_engine"""
     speed = os.environ.get("FAKE_ENGINE_ROWS_PER_SECOND")
+    config = json.loads((model_dir / "config.json").read_text())
     return FakeEngine(
         max_sequences=settings.max_sequences,
         rows_per_second=float(speed) if speed else None,
         kill=os.environb.get(b"FAKE_ENGINE_KILL", b""),
         die=os.environb.get(b"FAKE_ENGINE_DIE", b""),
-        vocab_size=json.loads((model_dir / "config.json").read_text()).get("vocab_size", EOS + 1),
+        vocab_size=config.get("vocab_size", EOS + 1),
+        max_model_len=config.get("max_position_embeddings"),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from jobs.prompts import PromptEncoder
 from jobs.template import ChatTemplate, TemplateRefused
 from storage.errors import InputInvalid
-from tests.unit.jobs.tiny_model import BOS, EOS, make_model
+from tests.unit.jobs.tiny_model import BOS, END, EOS, make_model
 
 CHECKOUT = Path(__file__).parents[3]
 USER = [{"role": "user", "content": "hé 🎉"}]
@@ -118,3 +118,12 @@ def test_a_template_that_misbehaves_refuses_its_row_and_nothing_else(source: str
 def test_a_template_that_does_not_compile_is_refused() -> None:
     with pytest.raises(TemplateRefused, match="compile"):
         ChatTemplate("{% if %}", {})
+
+
+def test_a_stop_that_is_a_special_token_becomes_its_id(tmp_path: Path) -> None:
+    encoder = PromptEncoder.open(make_model(tmp_path / "model"))
+
+    texts, token_ids = encoder.split_stops(("the", END, "\n"))
+
+    assert texts == ("the", "\n")
+    assert token_ids == (encoder.tokenizer.token_to_id(END),)

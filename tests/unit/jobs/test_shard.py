@@ -187,6 +187,15 @@ def test_while_sql_is_down_rows_wait_and_are_recorded_when_it_is_back(bench: Ben
     assert bench.sealed() == ROWS
 
 
+def test_every_seal_records_the_blocks_in_use_so_far(bench: Bench) -> None:
+    bench.take_engine(die=b"prompt 22")
+
+    with pytest.raises(ShardFailed):
+        bench.run()
+
+    assert [group.blocks_peak for group in bench.tools.repository.job_stats(bench.job.id).groups] == [8.0, 3.0]
+
+
 def test_the_gate_knows_what_a_shard_still_owes(bench: Bench) -> None:
     limits = []
     real = bench.tools.gate.owe
