@@ -15,7 +15,8 @@ import torch
 from engine.random import uniforms
 from engine.request import SamplingParams
 
-_TILE_NUMBERS = 1 << 22  # rows x vocabulary processed at once
+_TILE_NUMBERS = 1 << 22  # rows x vocabulary of logits that are projected at once
+_PART_NUMBERS = 1 << 21  # and of those, what is processed at once
 _SHORT_LIST = 1024  # candidates tried for top-p before a whole row is sorted
 _HIDDEN = float("-inf")
 
@@ -39,16 +40,58 @@ def is_plain_greedy(sampling: SamplingParams) -> bool:
     return sampling.temperature == 0 and not penalised
 
 
+class Room:
+    """The tensors that a part of the rows is processed in, kept from step to step: an allocation of this size costs
+    more than what is computed in it."""
+
+    def __init__(self, rows: int, like: torch.Tensor) -> None:
+        shape = (rows, like.shape[1])
+        self.part = like.new_empty(shape)  # the rows that an option is on for
+        self.rest = like.new_empty(shape)  # those of them that a short list does not do for
+        self.ordered = like.new_empty(shape)  # their highest scores, in order; before that, a scratch pad
+        self._wide = like.new_empty(shape, dtype=torch.float64)
+        self._mask = like.new_empty(shape, dtype=torch.bool)
+
+    def highest(self, rows: torch.Tensor, count: int) -> torch.Tensor:
+        """The `count` highest scores of each row, in descending order."""
+        whole = count == rows.shape[1]
+        values = _cut(self.ordered, len(rows), count)
+        order = _cut(self._wide.view(torch.int64), len(rows), count)
+        if whole:
+            torch.sort(rows, dim=1, descending=True, out=(values, order))
+        else:
+            torch.topk(rows, count, dim=1, out=(values, order))
+        return values
+
+    def cumulative(self, weights: torch.Tensor) -> torch.Tensor:
+        """A place in float64 for the sums along the rows of `weights`, which it is a copy of."""
+        return _cut(self._wide, *weights.shape).copy_(weights)
+
+    def log_total(self, scores: torch.Tensor) -> torch.Tensor:
+        """The logarithm of the sum of the exponentials, [rows, 1]; not finite where a score is not a number."""
+        peak = scores.amax(dim=1, keepdim=True)
+        weights = torch.sub(scores, peak, out=self.ordered[: len(scores)]).exp_()
+        return weights.sum(dim=1, keepdim=True).log_().add_(peak)
+
+    def hide_below(self, scores: torch.Tensor, floor: torch.Tensor) -> None:
+        scores.masked_fill_(torch.lt(scores, floor, out=self._mask[: len(scores)]), _HIDDEN)
+
+
+def _cut(kept: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """The beginning of a kept tensor as [rows, columns], without gaps."""
+    return kept.flatten()[: rows * columns].view(rows, columns)
+
+
 class Sampler:
     """Owns the buffers that a tile of rows is processed in; they grow to their bound once and stay."""
 
     def __init__(self, vocab_size: int, device: torch.device) -> None:
-        self._vocab_size = vocab_size
         self._device = device
         self._tile_rows = max(1, _TILE_NUMBERS // vocab_size)
+        self._part_rows = max(1, _PART_NUMBERS // vocab_size)
         self._raw = torch.empty((0, vocab_size), device=device)
         self._scores = torch.empty((0, vocab_size), device=device)
-        self._cumulative = torch.empty((0, vocab_size), dtype=torch.float64, device=device)
+        self._room = Room(0, self._raw)
 
     def sample(self, rows: Sequence[SampleRow], fill: Fill) -> tuple[list[int], list[float]]:
         """Token and log-probability under the raw distribution for each row. Where a row's logits are not finite its
@@ -60,38 +103,49 @@ class Sampler:
             [row.sample_index for row in rows],
             [len(row.token_ids) for row in rows],
         )
+        self._grow(len(rows))
         for begin in range(0, len(rows), self._tile_rows):
             tile = slice(begin, min(begin + self._tile_rows, len(rows)))
-            picked, logprob = self._sample_tile(rows[tile], tile, fill, torch.from_numpy(numbers[tile]))
-            tokens += picked
-            logprobs += logprob
+            raw = self._raw[: tile.stop - begin]
+            fill(tile, raw)
+            for at in range(begin, tile.stop, self._part_rows):
+                part = slice(at, min(at + self._part_rows, tile.stop))
+                picked, logprob = self._sample_part(
+                    rows[part], raw[at - begin : part.stop - begin], torch.from_numpy(numbers[part])
+                )
+                tokens += picked
+                logprobs += logprob
         return tokens, logprobs
 
-    def _sample_tile(
-        self, rows: Sequence[SampleRow], tile: slice, fill: Fill, numbers: torch.Tensor
+    def _grow(self, num_rows: int) -> None:
+        tile, part = min(num_rows, self._tile_rows), min(num_rows, self._part_rows)
+        if len(self._raw) < tile:
+            self._raw = self._raw.new_empty((tile, self._raw.shape[1]))
+        if len(self._scores) < part:
+            self._scores = self._scores.new_empty((part, self._raw.shape[1]))
+            self._room = Room(part, self._raw)
+
+    def _sample_part(
+        self, rows: Sequence[SampleRow], raw: torch.Tensor, numbers: torch.Tensor
     ) -> tuple[list[int], list[float]]:
-        if len(self._raw) < len(rows):
-            shape = (len(rows), self._vocab_size)
-            self._raw, self._scores = self._raw.new_empty(shape), self._scores.new_empty(shape)
-            self._cumulative = self._cumulative.new_empty(shape)
-        raw, scores = self._raw[: len(rows)], self._scores[: len(rows)]
-        fill(tile, raw)
-        total = torch.logsumexp(raw, dim=1)
+        scores = self._scores[: len(rows)]
+        total = self._room.log_total(raw)
         # A row that is not finite spoils nothing but itself; zeros let the rest of the way run.
-        raw[~torch.isfinite(total)] = 0.0
+        raw.masked_fill_(~torch.isfinite(total), 0.0)
         scores.copy_(raw)
-        process(scores, rows)
-        token = scores.argmax(dim=1)
+        process(scores, rows, self._room)
+        peak, token = scores.max(dim=1)
         if any(row.sampling.temperature > 0 for row in rows):
             greedy = torch.tensor([row.sampling.temperature == 0 for row in rows], device=self._device)
-            drawn = draw(scores, numbers.to(self._device), self._cumulative[: len(rows)])
+            drawn = draw(scores, peak, numbers.to(self._device), self._room)
             token = torch.where(greedy, token, drawn)
-        logprob = raw.gather(1, token[:, None])[:, 0] - total
-        return token.tolist(), logprob.tolist()
+        logprob = raw.gather(1, token[:, None]) - total
+        return token.tolist(), logprob[:, 0].tolist()
 
 
-def process(scores: torch.Tensor, rows: Sequence[SampleRow]) -> None:
+def process(scores: torch.Tensor, rows: Sequence[SampleRow], room: Room | None = None) -> None:
     """Turn raw logits [rows, vocabulary] into those to draw from, in place; what is filtered out becomes -inf."""
+    room = room or Room(len(scores), scores)
     for index, row in enumerate(rows):
         _penalise(scores[index], row)
     device = scores.device
@@ -99,18 +153,18 @@ def process(scores: torch.Tensor, rows: Sequence[SampleRow]) -> None:
     if any(sampling.temperature not in (0.0, 1.0) for sampling in drawn):
         divisors = [sampling.temperature or 1.0 for sampling in drawn]
         scores.div_(torch.tensor(divisors, device=device)[:, None])
-    _filter(scores, [float(sampling.top_k) for sampling in drawn], lambda value: value > 0, _top_k_floor)
-    _filter(scores, [sampling.top_p for sampling in drawn], lambda value: value < 1, _top_p_floor)
-    _filter(scores, [sampling.min_p for sampling in drawn], lambda value: value > 0, _min_p_floor)
+    size = scores.shape[1]
+    _filter(scores, [sampling.top_k for sampling in drawn], lambda value: 0 < value < size, _top_k_floor, room)
+    _filter(scores, [sampling.top_p for sampling in drawn], lambda value: value < 1, _top_p_floor, room)
+    _filter(scores, [sampling.min_p for sampling in drawn], lambda value: value > 0, _min_p_floor, room)
 
 
-def draw(scores: torch.Tensor, numbers: torch.Tensor, cumulative: torch.Tensor) -> torch.Tensor:
-    """One token per row by inverse distribution function; `scores` are used up.
+def draw(scores: torch.Tensor, peak: torch.Tensor, numbers: torch.Tensor, room: Room) -> torch.Tensor:
+    """One token per row by inverse distribution function; `scores` are used up. `peak` is each row's maximum.
 
     Tokens are laid out by id, so that a change in the last bits of the logits moves the borders by as little.
     """
-    weights = scores.sub_(scores.amax(dim=1, keepdim=True)).exp_()
-    torch.cumsum(weights, dim=1, dtype=torch.float64, out=cumulative)
+    cumulative = room.cumulative(scores.sub_(peak[:, None]).exp_()).cumsum_(dim=1)
     total = cumulative[:, -1]
     # Rounding must not carry the target to the total: no token lies there.
     target = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
@@ -136,47 +190,50 @@ def _filter(
     scores: torch.Tensor,
     options: Sequence[float],
     is_on: Callable[[float], bool],
-    floor: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    floor: Callable[[torch.Tensor, torch.Tensor, Room], torch.Tensor],
+    room: Room,
 ) -> None:
     """Hide what lies below the floor, in the rows whose option is on. `floor` maps the rows' scores and options
-    [rows, 1] to the lowest score that stays, [rows, 1]."""
+    [rows, 1] to the lowest score that stays, [rows, 1], and may not use the room's `part`."""
     chosen = [index for index, value in enumerate(options) if is_on(value)]
     if not chosen:
         return
     values = torch.tensor([options[index] for index in chosen], dtype=torch.float64, device=scores.device)[:, None]
     if len(chosen) == len(options):
-        scores.masked_fill_(scores < floor(scores, values), _HIDDEN)
+        room.hide_below(scores, floor(scores, values, room))
     else:
         index = torch.tensor(chosen, device=scores.device)
-        part = scores[index]
-        scores[index] = part.masked_fill_(part < floor(part, values), _HIDDEN)
+        part = torch.index_select(scores, 0, index, out=room.part[: len(chosen)])
+        room.hide_below(part, floor(part, values, room))
+        scores.index_copy_(0, index, part)
 
 
-def _top_k_floor(scores: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
-    count = top_k.long().clamp(max=scores.shape[1])
-    highest = scores.topk(int(count.max()), dim=1).values
-    return highest.gather(1, count - 1)
+def _top_k_floor(scores: torch.Tensor, top_k: torch.Tensor, room: Room) -> torch.Tensor:
+    count = top_k.long()
+    return room.highest(scores, int(count.max())).gather(1, count - 1)
 
 
-def _top_p_floor(scores: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+def _top_p_floor(scores: torch.Tensor, top_p: torch.Tensor, room: Room) -> torch.Tensor:
     """The last token that is needed to reach `top_p` stays. Most rows reach it within a short list; only the others
     are sorted whole."""
-    total = torch.logsumexp(scores, dim=1, keepdim=True)
-    floor, reached = _nucleus(scores.topk(min(_SHORT_LIST, scores.shape[1]), dim=1).values, total, top_p)
+    total = room.log_total(scores).double()
+    floor, reached = _nucleus(scores, min(_SHORT_LIST, scores.shape[1]), total, top_p, room)
     rest = torch.nonzero(~reached[:, 0])[:, 0]
     if len(rest):
-        whole = scores[rest].sort(dim=1, descending=True).values
-        floor[rest] = _nucleus(whole, total[rest], top_p[rest])[0]
+        whole = torch.index_select(scores, 0, rest, out=room.rest[: len(rest)])
+        floor[rest] = _nucleus(whole, scores.shape[1], total[rest], top_p[rest], room)[0]
     return floor
 
 
-def _nucleus(descending: torch.Tensor, total: torch.Tensor, top_p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lowest score of the nucleus within a sorted list, and whether the list reaches `top_p`; both [rows, 1]."""
-    mass = (descending - total).exp().cumsum(dim=1, dtype=torch.float64)
-    count = (mass < top_p).sum(dim=1, keepdim=True)  # one more is needed
-    last = count.clamp(max=descending.shape[1] - 1)
+def _nucleus(
+    scores: torch.Tensor, count: int, total: torch.Tensor, top_p: torch.Tensor, room: Room
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The lowest score of the nucleus within the `count` highest, and whether these reach `top_p`; both [rows, 1]."""
+    descending = room.highest(scores, count)
+    mass = room.cumulative(descending).sub_(total).exp_().cumsum_(dim=1)
+    last = torch.searchsorted(mass, top_p).clamp_(max=count - 1)  # those before it do not reach top_p
     return descending.gather(1, last), mass[:, -1:] >= top_p
 
 
-def _min_p_floor(scores: torch.Tensor, min_p: torch.Tensor) -> torch.Tensor:
+def _min_p_floor(scores: torch.Tensor, min_p: torch.Tensor, _room: Room) -> torch.Tensor:
     return scores.amax(dim=1, keepdim=True) + min_p.log().to(scores.dtype)
