@@ -5,9 +5,14 @@ The engine knows no text: a stop string reaches it as a predicate on token ids (
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
+
+GREEDY_BELOW = 1e-5
+"""Lower temperatures are greedy: such a distribution has all its weight on one token, and dividing logits by a number
+near zero overflows."""
 
 StopCheck = Callable[[int], bool]
 """Called with every new token id of one sequence, in order; True ends the sequence with this token."""
@@ -18,7 +23,7 @@ class SamplingParams:
     """How tokens of one request are chosen. Defaults are neutral: greedy, nothing penalised."""
 
     max_tokens: int = 256
-    temperature: float = 0.0  # 0 means greedy
+    temperature: float = 0.0  # below GREEDY_BELOW means greedy
     top_k: int = 0  # 0 means off
     top_p: float = 1.0
     min_p: float = 0.0
@@ -29,6 +34,28 @@ class SamplingParams:
     ignore_eos: bool = False
     seed: int = 0
     num_samples: int = 1
+
+    @property
+    def is_greedy(self) -> bool:
+        """True when the most likely token is taken and nothing is drawn."""
+        return self.temperature < GREEDY_BELOW
+
+    def problem(self) -> str | None:
+        """The first option whose value has no meaning, with it; None when all have one."""
+        laws = {
+            "temperature": self.temperature >= 0,
+            "top_k": self.top_k >= 0,
+            "top_p": 0 < self.top_p <= 1,
+            "min_p": 0 <= self.min_p <= 1,
+            "repetition_penalty": self.repetition_penalty > 0,
+            "presence_penalty": True,
+            "frequency_penalty": True,
+        }
+        for name, holds in laws.items():
+            value = getattr(self, name)
+            if not holds or not abs(value) <= sys.float_info.max:  # this is how a number that is none compares
+                return f"{name} is {value!r}, which has no meaning"
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

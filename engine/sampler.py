@@ -37,7 +37,7 @@ class SampleRow:
 def is_plain_greedy(sampling: SamplingParams) -> bool:
     """True when the token is the argmax of the raw logits."""
     penalised = sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
-    return sampling.temperature == 0 and not penalised
+    return sampling.is_greedy and not penalised
 
 
 class Room:
@@ -93,10 +93,11 @@ class Sampler:
         self._scores = torch.empty((0, vocab_size), device=device)
         self._room = Room(0, self._raw)
 
-    def sample(self, rows: Sequence[SampleRow], fill: Fill) -> tuple[list[int], list[float]]:
+    def sample(self, rows: Sequence[SampleRow], fill: Fill) -> tuple[list[int | None], list[float]]:
         """Token and log-probability under the raw distribution for each row. Where a row's logits are not finite its
-        log-probability is not finite either, and its token has no meaning."""
-        tokens: list[int] = []
+        log-probability is not finite either, and its token has no meaning. The token is None where the logits are
+        finite, but the row's options leave nothing that could be drawn. No row's options ever raise."""
+        tokens: list[int | None] = []
         logprobs: list[float] = []
         numbers = uniforms(
             [row.sampling.seed for row in rows],
@@ -127,7 +128,7 @@ class Sampler:
 
     def _sample_part(
         self, rows: Sequence[SampleRow], raw: torch.Tensor, numbers: torch.Tensor
-    ) -> tuple[list[int], list[float]]:
+    ) -> tuple[list[int | None], list[float]]:
         scores = self._scores[: len(rows)]
         total = self._room.log_total(raw)
         # A row that is not finite spoils nothing but itself; zeros let the rest of the way run.
@@ -135,24 +136,26 @@ class Sampler:
         scores.copy_(raw)
         process(scores, rows, self._room)
         peak, token = scores.max(dim=1)
-        if any(row.sampling.temperature > 0 for row in rows):
-            greedy = torch.tensor([row.sampling.temperature == 0 for row in rows], device=self._device)
+        usable = torch.isfinite(peak)  # a score that is not a number is the highest of its row
+        if not all(row.sampling.is_greedy for row in rows):
+            greedy = torch.tensor([row.sampling.is_greedy for row in rows], device=self._device)
             drawn = draw(scores, peak, numbers.to(self._device), self._room)
             token = torch.where(greedy, token, drawn)
         logprob = raw.gather(1, token[:, None]) - total
-        return token.tolist(), logprob[:, 0].tolist()
+        picked = [each if good else None for each, good in zip(token.tolist(), usable.tolist(), strict=True)]
+        return picked, logprob[:, 0].tolist()
 
 
 def process(scores: torch.Tensor, rows: Sequence[SampleRow], room: Room | None = None) -> None:
-    """Turn raw logits [rows, vocabulary] into those to draw from, in place; what is filtered out becomes -inf."""
+    """Turn raw logits [rows, vocabulary] into those to draw from, in place; what is filtered out becomes -inf.
+
+    Options beyond what numbers can hold leave a row without a finite maximum; it spoils no other.
+    """
     room = room or Room(len(scores), scores)
     for index, row in enumerate(rows):
         _penalise(scores[index], row)
-    device = scores.device
-    drawn = [row.sampling if row.sampling.temperature > 0 else SamplingParams() for row in rows]
-    if any(sampling.temperature not in (0.0, 1.0) for sampling in drawn):
-        divisors = [sampling.temperature or 1.0 for sampling in drawn]
-        scores.div_(torch.tensor(divisors, device=device)[:, None])
+    drawn = [SamplingParams(temperature=1.0) if row.sampling.is_greedy else row.sampling for row in rows]
+    _divide(scores, [sampling.temperature for sampling in drawn])
     size = scores.shape[1]
     _filter(scores, [sampling.top_k for sampling in drawn], lambda value: 0 < value < size, _top_k_floor, room)
     _filter(scores, [sampling.top_p for sampling in drawn], lambda value: value < 1, _top_p_floor, room)
@@ -160,7 +163,8 @@ def process(scores: torch.Tensor, rows: Sequence[SampleRow], room: Room | None =
 
 
 def draw(scores: torch.Tensor, peak: torch.Tensor, numbers: torch.Tensor, room: Room) -> torch.Tensor:
-    """One token per row by inverse distribution function; `scores` are used up. `peak` is each row's maximum.
+    """One token per row by inverse distribution function; `scores` are used up. `peak` is each row's maximum; a row
+    where it is not finite gets some token.
 
     Tokens are laid out by id, so that a change in the last bits of the logits moves the borders by as little.
     """
@@ -168,7 +172,7 @@ def draw(scores: torch.Tensor, peak: torch.Tensor, numbers: torch.Tensor, room: 
     total = cumulative[:, -1]
     # Rounding must not carry the target to the total: no token lies there.
     target = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].clamp_(max=scores.shape[1] - 1)
 
 
 def _penalise(scores: torch.Tensor, row: SampleRow) -> None:
@@ -184,6 +188,22 @@ def _penalise(scores: torch.Tensor, row: SampleRow) -> None:
         ids, counts = np.unique(output, return_counts=True)
         penalty = sampling.frequency_penalty * counts + sampling.presence_penalty
         scores[torch.from_numpy(ids).to(scores.device)] -= torch.from_numpy(penalty).to(scores)
+
+
+def _divide(scores: torch.Tensor, temperatures: Sequence[float]) -> None:
+    """Divide each row by its temperature. Where the quotient would overflow, the row's maximum goes first."""
+    if all(temperature == 1.0 for temperature in temperatures):
+        return
+    highest = torch.finfo(scores.dtype).max
+    divisors = torch.tensor([min(each, highest) for each in temperatures], dtype=scores.dtype, device=scores.device)
+    divisors = divisors[:, None]
+    if any(temperature < 1 for temperature in temperatures):
+        peak = scores.amax(dim=1, keepdim=True)
+        overflows = ~torch.isfinite(peak / divisors)
+        # Elsewhere the scores stay, to the bit, what transformers makes of them.
+        if bool(overflows.any()):
+            scores.sub_(torch.where(overflows, peak, 0.0))
+    scores.div_(divisors)
 
 
 def _filter(

@@ -95,6 +95,9 @@ class Scheduler:
         if sampling.max_tokens < 1 or sampling.num_samples < 1:
             message = f"request {request.request_id!r}: max_tokens and num_samples must be at least 1"
             raise RequestRefused("invalid_request", message)
+        problem = sampling.problem()
+        if problem is not None:
+            raise RequestRefused("invalid_request", f"request {request.request_id!r}: {problem}")
         if self._vocab_size is not None and not (0 <= min(request.prompt) <= max(request.prompt) < self._vocab_size):
             message = f"request {request.request_id!r} has a token id outside 0..{self._vocab_size - 1}"
             raise RequestRefused("invalid_request", message)

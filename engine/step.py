@@ -62,4 +62,4 @@ class Sampled:
     sequence_id: int
     token_id: int
     logprob: float
-    error: str | None = None  # set when the logits were not finite; token_id is then meaningless
+    error: str | None = None  # set when no token can be chosen; token_id is then meaningless

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -87,7 +88,8 @@ def _integer(low: int, high: int) -> Callable[[str, Any], int]:
 def _number(accepts: Callable[[float], bool], law: str) -> Callable[[str, Any], float]:
     def check(name: str, value: Any) -> float:
         numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not numeric or not math.isfinite(value) or not accepts(value):
+        # Infinities, and integers that no float can hold; a number that is none passes no comparison.
+        if not numeric or not abs(value) <= sys.float_info.max or not accepts(value):
             raise SamplingInvalid(f"{name} is {value!r}; it must be {law}")
         return float(value)
 

@@ -105,7 +105,8 @@ class ModelRunner:
         """Greedy rows need no more than a running maximum; the others see their whole row, a few rows at a time."""
         greedy = [i for i, chunk in enumerate(chunks) if is_plain_greedy(chunk.sampling)]
         others = [i for i, chunk in enumerate(chunks) if not is_plain_greedy(chunk.sampling)]
-        tokens, logprobs = [0] * len(chunks), [0.0] * len(chunks)
+        tokens: list[int | None] = [0] * len(chunks)
+        logprobs = [0.0] * len(chunks)
         if greedy:
             best = Best.start(len(greedy), self._device)
             for first_column, tile in tiles(self._select(rows, greedy)):
@@ -134,8 +135,12 @@ def _sample_row(chunk: Chunk) -> SampleRow:
     return SampleRow(chunk.sampling, chunk.sample_index, chunk.token_ids[:end], chunk.prompt_len)
 
 
-def _sampled(chunk: Chunk, token: int, logprob: float) -> Sampled:
-    if math.isfinite(logprob):
-        return Sampled(chunk.sequence_id, token, logprob)
+def _sampled(chunk: Chunk, token: int | None, logprob: float) -> Sampled:
     position = chunk.start + chunk.length
-    return Sampled(chunk.sequence_id, 0, 0.0, error=f"the model's logits for position {position} are not finite")
+    if not math.isfinite(logprob):
+        error = f"the model's logits for position {position} are not finite"
+    elif token is None:
+        error = f"no token can be chosen at position {position} with these options, use milder ones: {chunk.sampling}"
+    else:
+        return Sampled(chunk.sequence_id, token, logprob)
+    return Sampled(chunk.sequence_id, 0, 0.0, error=error)

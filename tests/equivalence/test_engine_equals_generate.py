@@ -144,3 +144,20 @@ def test_sampled_tokens_do_not_depend_on_the_neighbours(family: str, subject: Ca
 
     assert [c.token_ids for c in together] == [c.token_ids for pair in alone for c in pair]
     assert len({c.token_ids for c in together}) == len(together), "samples of one prompt must differ"
+
+
+def test_a_row_with_extreme_options_ends_alone(subject: Callable[[str], Subject]) -> None:
+    expected = subject("llama").expected
+    prompts = [answer.prompt for answer in expected]
+    engine = subject("llama").engine(CONFIG)
+    engine.start()
+
+    cold = complete(engine, requests(prompts, temperature=1e-40))
+    plain, beyond = requests(prompts), requests(prompts, temperature=1.0, repetition_penalty=1e-300)
+    mixed = complete(engine, [*plain[:2], beyond[2], *plain[3:]])
+    engine.stop()
+
+    assert_expected(expected, cold)
+    assert mixed[2].finish_reason == "error"
+    assert "repetition_penalty=1e-300" in (mixed[2].error_message or "")
+    assert_expected([*expected[:2], *expected[3:]], [*mixed[:2], *mixed[3:]])

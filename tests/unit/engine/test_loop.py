@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -121,6 +123,16 @@ def test_a_refused_request_is_an_error_completion_and_the_others_go_on(engine: E
         ("long", "error", "context_length"),
         ("long", "error", "context_length"),
     ]
+
+
+def test_a_row_with_an_option_without_meaning_is_refused_by_its_name(engine: Engine) -> None:
+    bad, good = request("bad", [1, 2], 3), request("good", [1, 2], 3)
+
+    done = by_id(list(engine.feed([replace(bad, sampling=replace(bad.sampling, top_p=math.nan)), good])))
+
+    assert done["bad"].error_code == "invalid_request"
+    assert "'bad': top_p is nan" in (done["bad"].error_message or "")
+    assert done["good"].token_ids == expected(good)
 
 
 def test_a_stop_check_that_cannot_be_built_fails_its_row_alone(engine: Engine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import torch
 from scipy import stats
 from transformers.generation import logits_process as theirs
 
-from engine.request import SamplingParams
-from engine.sampler import Sampler, SampleRow, process
+from engine.request import GREEDY_BELOW, SamplingParams
+from engine.sampler import Sampler, SampleRow, is_plain_greedy, process
 
 VOCAB = 3000
 HISTORY = [5, 9, 9, 40, 7, 7, 7, 2999]
@@ -85,7 +86,7 @@ def test_every_option_equals_transformers_in_one_mixed_batch() -> None:
         torch.testing.assert_close(got, want[0], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def sample(logits: torch.Tensor, rows: list[SampleRow]) -> tuple[list[int], list[float]]:
+def sample(logits: torch.Tensor, rows: list[SampleRow]) -> tuple[list[int | None], list[float]]:
     return Sampler(logits.shape[1], torch.device("cpu")).sample(rows, lambda part, out: out.copy_(logits[part]))
 
 
@@ -145,6 +146,91 @@ def test_more_rows_than_fit_a_tile_are_sampled_like_one() -> None:
     together, _ = sample(logits, rows)
 
     assert together[9] == sample(logits[9:10], rows[9:10])[0][0]
+
+
+EXTREMES = [
+    *[SamplingParams(temperature=value) for value in (5e-324, 1e-40, 9e-6, 2e-5, 1e30, 1e300)],
+    *[SamplingParams(temperature=1.0, top_k=value) for value in (VOCAB - 1, VOCAB, 2**31 - 1, 2**62)],
+    *[SamplingParams(temperature=1.0, top_p=value) for value in (5e-324, 1e-30, 1 - 1e-16)],
+    *[SamplingParams(temperature=1.0, min_p=value) for value in (5e-324, 1e-30, 1.0)],
+    *[
+        SamplingParams(temperature=temperature, **{name: value})
+        for temperature in (0.0, 2e-5, 1.0, 1e300)
+        for name, values in {
+            "repetition_penalty": (1e-300, 1e-38, 1e-30, 1e30, 1e38, 1e300),
+            "presence_penalty": (-1e300, -1e38, -1e30, 1e30, 1e38, 1e300),
+            "frequency_penalty": (-1e300, -1e38, -1e30, 1e30, 1e38, 1e300),
+        }.items()
+        for value in values
+    ],
+    SamplingParams(temperature=2e-5, top_k=1, top_p=1e-30, min_p=1.0, repetition_penalty=1e30, frequency_penalty=1e30),
+    # What the engine refuses does no harm here either.
+    *[
+        SamplingParams(temperature=1.0, **{name: value})
+        for name in ("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+        for value in (math.nan, math.inf, -math.inf)
+    ],
+    *[SamplingParams(temperature=value) for value in (math.nan, math.inf, -math.inf)],
+]
+
+
+def test_no_value_of_an_option_raises_or_changes_another_row() -> None:
+    options = [each for pair in zip(EXTREMES, [*OPTIONS.values()] * len(EXTREMES), strict=False) for each in pair]
+    logits = random_logits(len(options))
+    alone, _ = sample(logits[1::2], [row(sampling) for sampling in options[1::2]])
+
+    tokens, logprobs = sample(logits, [row(sampling) for sampling in options])
+
+    assert tokens[1::2] == alone
+    for sampling, token, logprob in zip(options, tokens, logprobs, strict=True):
+        assert token is None or 0 <= token < VOCAB, sampling
+        assert math.isfinite(logprob), sampling
+    for sampling in options:
+        single = sample(logits[:1], [row(sampling)])[0][0]
+        assert single is None or 0 <= single < VOCAB, sampling
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        SamplingParams(temperature=5e-324),
+        SamplingParams(temperature=1e-40),
+        SamplingParams(temperature=9e-6),
+        SamplingParams(temperature=2e-5),  # divided, and still everything on one token
+        SamplingParams(temperature=1.0, top_p=1e-30),
+        SamplingParams(temperature=1.0, min_p=1.0),
+    ],
+)
+def test_an_option_that_leaves_one_token_gives_the_most_likely(sampling: SamplingParams) -> None:
+    logits = random_logits(5)
+
+    tokens, _ = sample(logits, [row(replace(sampling, seed=seed)) for seed in range(5)])
+
+    assert tokens == logits.argmax(dim=1).tolist()
+    assert is_plain_greedy(sampling) == (sampling.temperature < GREEDY_BELOW)
+
+
+def test_logits_that_a_low_temperature_would_carry_beyond_float32_are_drawn_from() -> None:
+    logits = random_logits(2)
+    logits[0, 40], logits[1] = 3e36, -3e36
+    logits[1, 41] = -2e36
+
+    tokens, _ = sample(logits, [row(SamplingParams(temperature=1e-3)), row(SamplingParams(temperature=1e-3))])
+
+    assert tokens == [40, 41]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_row_whose_options_leave_no_finite_maximum_has_no_token(temperature: float) -> None:
+    logits = random_logits(3)
+    logits[1, 40] = 5.0
+    plain, beyond = SamplingParams(temperature=temperature), SamplingParams(temperature=temperature, seed=1)
+
+    tokens, logprobs = sample(logits, [row(plain), row(replace(beyond, repetition_penalty=1e-300)), row(plain)])
+
+    assert tokens[1] is None
+    assert math.isfinite(logprobs[1])
+    assert [tokens[0], tokens[2]] == sample(logits[::2], [row(plain), row(plain)])[0]
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
