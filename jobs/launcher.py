@@ -14,17 +14,16 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.children import end, spawn
 from jobs.devices import Device, DeviceError, DeviceLister, DeviceLock, Nvml, lock_folder, select
+from jobs.restarts import Restarts
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
 
-MAX_BACKOFF_SECONDS = 60.0
-HEALTHY_SECONDS = 60.0  # a child that lived this long had a good start
 POLL_SECONDS = 0.1
 
 
@@ -40,10 +39,10 @@ class Child:
 
     device: Device
     lock: DeviceLock
+    restarts: Restarts
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
-    failures: int = 0  # in a row
-    start_at: float = field(default=0.0)  # not before, on the monotonic clock
+    code: int = 0  # of the last end
 
 
 class Launcher:
@@ -57,45 +56,57 @@ class Launcher:
         environment: Mapping[str, str],
         locks: Path,
         backoff_seconds: float,
+        max_restarts: int,
         stop_seconds: float,
     ) -> None:
         """Takes every device's lock, or none. Raises DeviceError."""
         self._command = command
         self._environment = dict(environment)
-        self._backoff = backoff_seconds
         self._stop_seconds = stop_seconds
         self.children: list[Child] = []
         try:
             for device in devices:
-                self.children.append(Child(device, DeviceLock(device, locks)))
+                restarts = Restarts(backoff_seconds, max_restarts)
+                self.children.append(Child(device, DeviceLock(device, locks), restarts))
         except DeviceError:
             self._release()
             raise
 
-    def run(self, stop: threading.Event) -> None:
-        """Keep every device busy until `stop` is set, then end all children in order."""
+    def run(self, stop: threading.Event) -> int:
+        """Keep every device busy until `stop` is set, then end all children in order; the exit code.
+
+        Ends by itself, with a worker's code, when every worker has ended too often in a row.
+        """
         try:
             while not stop.wait(POLL_SECONDS):
                 for child in self.children:
                     self._tend(child, time.monotonic())
+                if all(child.restarts.spent for child in self.children):
+                    return self.children[0].code
+            return 0
         finally:
             self._stop_all()
 
     def _tend(self, child: Child, now: float) -> None:
         if child.process is None:
-            if now >= child.start_at:
+            if now >= child.restarts.start_at and not child.restarts.spent:
                 self._start(child, now)
             return
         code = child.process.poll()
         if code is None:
             return
         lived = now - child.started_at
-        child.failures = 0 if code == 0 or lived > HEALTHY_SECONDS else child.failures + 1
-        child.start_at = now + min(self._backoff * 2.0 ** max(child.failures - 1, 0), MAX_BACKOFF_SECONDS)
-        log.warning(
-            "worker ended gpu=%d code=%d lived=%.1f failures=%d", child.device.index, code, lived, child.failures
-        )
+        child.restarts.ended(code, lived, now)
         child.process = None
+        child.code = code if code >= 0 else 128 - code  # of a signal, as a shell has it
+        index, failures = child.device.index, child.restarts.failures
+        log.warning("worker ended gpu=%d code=%d lived=%.1f failures=%d", index, code, lived, failures)
+        if child.restarts.spent:
+            log.error(
+                "the worker of GPU %d ended %d times in a row (exit %d) and is not started again;"
+                " its last words say why, and `nightmill worker --gpus %d` starts it",
+                *(index, failures, code, index),
+            )
 
     def _start(self, child: Child, now: float) -> None:
         environment = self._environment | {
@@ -134,10 +145,10 @@ def run_launcher(
         environment=os.environ,
         locks=locks or lock_folder(),
         backoff_seconds=settings.restart_backoff_seconds,
+        max_restarts=settings.max_consecutive_restarts,
         stop_seconds=2 * settings.stop_seconds,
     )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    launcher.run(stop)
-    return 0
+    return launcher.run(stop)

@@ -37,18 +37,25 @@ def resolve_model(source: str, revision: str | None, home: Path, *, dtype: str =
 
     Raises ModelUnknown.
     """
-    path = Path(source).expanduser()
+    ref = named_model(source, revision, dtype)
+    path = Path(ref.source)
     if path.is_dir():
-        where = _checked(path.resolve())
-        return ResolvedModel(where, model_ref(str(where), None, dtype))
+        return ResolvedModel(_checked(path), ref)
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
             raise ModelUnknown(f"there is no file {source}; check the path of the model")
-        file = path.resolve()
-        return ResolvedModel(converted(file, home), model_ref(str(file), None, dtype))
-    if source.startswith((".", "/", "~")):
+        return ResolvedModel(converted(path, home), ref)
+    if path.is_absolute():
         raise ModelUnknown(f"there is no model directory {source}; check the path")
-    return ResolvedModel(_checked(_download(source, revision)), model_ref(source, revision, dtype))
+    return ResolvedModel(_checked(_download(source, revision)), ref)
+
+
+def named_model(source: str, revision: str | None, dtype: str) -> ModelRef:
+    """What SQL and queue call the model, also when its files are not here: a path is absolute and has no revision."""
+    path = Path(source).expanduser()
+    if path.is_dir() or path.suffix.lower() == ".gguf" or source.startswith((".", "/", "~")):
+        return model_ref(str(path.resolve()), None, dtype)
+    return model_ref(source, revision, dtype)
 
 
 def model_ref(source: str, revision: str | None, dtype: str) -> ModelRef:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jobs.children import end, spawn
+from jobs.restarts import EXIT_MODEL, Restarts
 from jobs.settings import Settings
 from storage.errors import StorageError
 from storage.repository import Repository
@@ -19,9 +20,7 @@ from storage.repository import Repository
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-HEALTHY_SECONDS = 60.0  # a worker that lived this long had a good start
 LOG_TAIL = 2000  # characters
-EXIT_MODEL = 78  # as in jobs.worker: the job has failed with the reason, starting again would not help
 
 
 class WorkerSupervisor:
@@ -36,8 +35,8 @@ class WorkerSupervisor:
         self._log_path = settings.home / "worker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
-        self._start_at = 0.0
-        self._failures = 0
+        self._restarts = Restarts(settings.restart_backoff_seconds, settings.max_consecutive_restarts)
+        self._wanted: str | None = None  # key of the model that waited longest when the worker was started
         self._stopping = threading.Event()
         # The worker dies with the thread that starts it, so this one thread starts every worker.
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -60,7 +59,8 @@ class WorkerSupervisor:
 
     def _tend(self, now: float) -> None:
         if self._process is None:
-            if now >= self._start_at and self._job_waits():
+            if now >= self._restarts.start_at and (wanted := self._longest_waiting()) is not None:
+                self._wanted = wanted
                 self._start(now)
         elif (code := self._process.poll()) is not None:
             self._process = None
@@ -76,24 +76,28 @@ class WorkerSupervisor:
         log.info("worker started pid=%d", self._process.pid)
 
     def _ended(self, code: int, now: float) -> None:
-        if code in (0, EXIT_MODEL):
-            self._failures = 0
+        self._restarts.ended(code, now - self._started_at, now)
+        if code == 0:
             return
-        self._failures = 1 if now - self._started_at > HEALTHY_SECONDS else self._failures + 1
-        self._start_at = now + self._settings.restart_backoff_seconds * 2.0 ** (self._failures - 1)
-        log.warning("worker ended code=%d failures=%d", code, self._failures)
-        if self._failures > self._settings.max_consecutive_restarts:
-            tail = self._log_path.read_text(errors="replace")[-LOG_TAIL:]
-            self.problem = (
-                f"the worker ended {self._failures} times in a row (exit {code}); its log is {self._log_path}:\n{tail}"
-            )
+        failures = self._restarts.failures
+        log.warning("worker ended code=%d failures=%d", code, failures)
+        # A job whose model is refused has failed with the reason. One that still waits would be refused once more.
+        if code == EXIT_MODEL and self._longest_waiting() == self._wanted:
+            self.problem = f"the worker cannot serve the job as it is set up; {self._last_words()}"
+        elif self._restarts.spent:
+            self.problem = f"the worker ended {failures} times in a row (exit {code}); {self._last_words()}"
 
-    def _job_waits(self) -> bool:
+    def _last_words(self) -> str:
+        return f"its log is {self._log_path}:\n{self._log_path.read_text(errors='replace')[-LOG_TAIL:]}"
+
+    def _longest_waiting(self) -> str | None:
+        """The key of the model that waits longest for a worker; None when none does or the database is away."""
         try:
-            return bool(self._repository.waiting_models())
+            waiting = self._repository.waiting_models()
         except StorageError as error:
             log.warning("the database does not answer: %s", error)
-            return False
+            return None
+        return waiting[0][0].key if waiting else None
 
 
 def worker_environment(settings: Settings, broker_url: str) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import uuid
+from pathlib import Path
 from typing import Any
 
 from celery.signals import worker_shutting_down
@@ -24,19 +25,19 @@ from jobs.embedded import connect
 from jobs.engines import engine_factory
 from jobs.gate import Gate
 from jobs.leases import LeaseKeeper
-from jobs.models import ModelUnknown, ResolvedModel, resolve_model
+from jobs.models import ModelUnknown, named_model, resolve_model
 from jobs.prompts import PromptEncoder
+from jobs.restarts import EXIT_MODEL
 from jobs.runtime import Runtime, Watchdog
 from jobs.settings import Settings
 from jobs.shard import Tools
 from storage.errors import Fenced, InputInvalid, StorageError
 from storage.records import ModelRef, WorkerRecord
 from storage.repository import Repository
-from storage.states import JobState, ShardState
+from storage.states import JOB_RUNNABLE, JobState, ShardState
 
 log = logging.getLogger(__name__)
 
-EXIT_MODEL = 78  # the model cannot be served: starting again would not help
 NO_DATABASE = "no database"
 MANY_JOBS = 10_000
 JOB_WORKING = frozenset({JobState.IN_PROGRESS, JobState.CANCELLING})
@@ -51,18 +52,17 @@ def run_worker(settings: Settings, *, model: str | None = None, name: str | None
     repository = Repository(addresses.database_url)
     try:
         repository.check_schema()
-        wanted = _wanted(repository, model)
+        wanted = _wanted(repository, settings, model)
         if wanted is None:
             threading.Event().wait(settings.idle_exit_seconds)
             log.info("no job waits for a worker")
             return 0
-        source, revision, key = wanted
+        worker = Worker(settings, repository, addresses.broker_url, wanted, name)
         try:
-            resolved = resolve_model(source, revision, settings.home, dtype=settings.dtype)
-            return Worker(settings, repository, addresses.broker_url, resolved, key, name).run(stays=model is not None)
+            return worker.run(stays=model is not None)
         except (ModelUnknown, ModelRefused, InputInvalid) as error:
-            print(f"nightmill worker: {error}", file=sys.stderr)  # noqa: T201 - the message for whoever started us
-            _fail_waiting_jobs(repository, key, str(error))
+            _say(error)
+            _fail_jobs(repository, settings, wanted.key, str(error))
             return EXIT_MODEL
     finally:
         repository.close()
@@ -76,15 +76,13 @@ class Worker:
         settings: Settings,
         repository: Repository,
         broker_url: str,
-        model: ResolvedModel,
-        model_key: str | None,
+        model: ModelRef,
         name: str | None,
     ) -> None:
         self.settings = settings
         self.repository = repository
         self.broker_url = broker_url
         self.model = model
-        self.model_key = model_key or model.ref.key
         self._place = None if name else _cpu_place()
         self.node = f"{self._place.device.uuid if self._place else name}@{socket.gethostname()}"
         self.boot_id = uuid.uuid4().hex
@@ -99,19 +97,20 @@ class Worker:
         )
 
     def run(self, *, stays: bool) -> int:
-        """From loading the model to the end of the process. Raises ModelRefused."""
+        """From finding the model to the end of the process. Raises ModelUnknown, ModelRefused, InputInvalid."""
         self._register()
         self._take_over()
         self.leases.say("starting")
         self.leases.start()
         try:
-            engine = engine_factory(self.settings.engine_factory)(self.model.path, self.settings)
+            path = self._resolve()
+            engine = engine_factory(self.settings.engine_factory)(path, self.settings)
             engine.start()
             try:
                 tools = Tools(
                     repository=self.repository,
                     engine=engine,
-                    encoder=PromptEncoder.open(self.model.path),
+                    encoder=PromptEncoder.open(path),
                     leases=self.leases,
                     gate=self.gate,
                     settings=self.settings,
@@ -123,6 +122,11 @@ class Worker:
                 engine.stop()
         finally:
             self._leave()
+
+    def _resolve(self) -> Path:
+        """The directory of the model; a download may take long, and the worker says meanwhile that it starts."""
+        ref, settings = self.model, self.settings
+        return resolve_model(ref.source, ref.revision, settings.home, dtype=settings.dtype).path
 
     def _consume(self, runtime: Runtime, stays: bool) -> int:
         app = make_app(self.broker_url, prefix=self.settings.redis_prefix, slots=self.settings.worker_slots)
@@ -139,7 +143,7 @@ class Worker:
         )
         watchdog.start()
         try:
-            return _serve(app, self.node, queue_name(self.model_key))
+            return _serve(app, self.node, queue_name(self.model.key))
         finally:
             watchdog.end()
             worker_shutting_down.disconnect(on_stop)
@@ -149,7 +153,7 @@ class Worker:
             waiting = self.repository.waiting_models()
         except StorageError:
             return False
-        return not waiting or waiting[0][0].key != self.model_key
+        return not waiting or waiting[0][0].key != self.model.key
 
     def _on_health(self, healthy: bool) -> None:
         if healthy:
@@ -162,8 +166,8 @@ class Worker:
             WorkerRecord(
                 id=self.node,
                 boot_id=self.boot_id,
-                model_key=self.model_key,
-                model_source=self.model.ref.source,
+                model_key=self.model.key,
+                model_source=self.model.source,
                 device=os.environ.get("CUDA_VISIBLE_DEVICES") or self.settings.device,
                 state="starting",
                 heartbeat_age=0.0,
@@ -208,22 +212,30 @@ def _serve(app: NightmillApp, node: str, queue: str) -> int:
     return int(worker.exitcode or 0)
 
 
-def _wanted(repository: Repository, model: str | None) -> tuple[str, str | None, str | None] | None:
-    """(source, revision, queue key) of the model to serve; the key is None when it follows from the source."""
+def _wanted(repository: Repository, settings: Settings, model: str | None) -> ModelRef | None:
+    """The model to serve: the one that was named, else the one that waits longest; None when none does."""
     if model is not None:
-        return model, None, None
+        return named_model(model, None, settings.dtype)
     waiting: list[tuple[ModelRef, int]] = repository.waiting_models()
-    if not waiting:
-        return None
-    ref = waiting[0][0]
-    return ref.source, ref.revision, ref.key
+    return waiting[0][0] if waiting else None
 
 
-def _fail_waiting_jobs(repository: Repository, key: str | None, error: str) -> None:
-    """Jobs that no worker has ever begun end here, so that they neither wait for ever nor hold up others."""
+def _fail_jobs(repository: Repository, settings: Settings, key: str, error: str) -> None:
+    """Jobs of a model that cannot be served end with the reason, begun or not, so that nobody waits for ever.
+
+    Not while another worker serves the model: then this machine is at fault, and the jobs go on over there.
+    """
+    live = repository.workers(settings.worker_stale_seconds)
+    if any(worker.model_key == key and worker.state == "ready" for worker in live):
+        log.warning("another worker serves this model: its jobs go on")
+        return
     for job in repository.list_jobs(limit=MANY_JOBS):
-        if job.model.key == key and job.state is JobState.QUEUED:
+        if job.model.key == key and job.state in JOB_RUNNABLE:
             repository.fail_job(job.id, None, error)
+
+
+def _say(error: Exception) -> None:
+    print(f"nightmill worker: {error}", file=sys.stderr)  # noqa: T201 - the message for whoever started us
 
 
 def _cpu_place() -> DeviceLock:

@@ -54,6 +54,7 @@ class Running:
             environment=os.environ | {"PYTHONPATH": str(ROOT)},
             locks=folder / "locks",
             backoff_seconds=0.05,
+            max_restarts=5,
             stop_seconds=5.0,
         )
         self._stop = threading.Event()
@@ -113,6 +114,27 @@ def test_stopping_the_launcher_ends_the_children_and_frees_the_devices(running: 
     assert not any(alive(pid) for pid in pids)
     for device in GPUS:
         DeviceLock(device, running.folder / "locks").release()
+
+
+def test_workers_that_cannot_serve_are_started_again_a_few_times_and_then_the_launcher_ends_as_they_did(
+    tmp_path: Path,
+) -> None:
+    starts = tmp_path / "starts"
+    launcher = Launcher(
+        GPUS[:1],
+        lambda device: ["/bin/sh", "-c", f"echo start >> {starts}; exit 78"],
+        environment=os.environ,
+        locks=tmp_path / "locks",
+        backoff_seconds=0.01,
+        max_restarts=2,
+        stop_seconds=5.0,
+    )
+
+    code = launcher.run(threading.Event())
+
+    assert code == 78
+    assert starts.read_text().split() == ["start"] * 3
+    DeviceLock(GPUS[0], tmp_path / "locks").release()
 
 
 def test_a_device_stays_locked_while_the_child_of_a_killed_launcher_lives(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.integration
 PROMPTS = [f"prompt number {i}" for i in range(40)]
 KEYS = {(i, 0) for i in range(40)}
 ANY_MODEL = ""
+REFUSING = "tests.fakes:refusing_engine"
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_a_worker_with_a_model_stays_and_serves_a_later_job(harness: Harness) ->
 def test_a_model_that_cannot_be_served_fails_the_waiting_job_with_the_engine_s_words(harness: Harness) -> None:
     job = harness.submit(PROMPTS)
 
-    worker = harness.start_worker("w0", model=ANY_MODEL, NIGHTMILL_ENGINE_FACTORY="tests.fakes:refusing_engine")
+    worker = harness.start_worker("w0", model=ANY_MODEL, NIGHTMILL_ENGINE_FACTORY=REFUSING)
 
     assert worker.process.wait(60) == 78
     failed = harness.job(job.id)
@@ -67,6 +68,42 @@ def test_a_model_that_cannot_be_served_fails_the_waiting_job_with_the_engine_s_w
     assert failed.error is not None
     assert "'quantum'" in failed.error
     assert "'quantum'" in worker.text
+
+
+def test_a_job_that_was_begun_ends_as_well_when_the_named_model_cannot_be_served_any_more(harness: Harness) -> None:
+    first = harness.start_worker("w0", FAKE_ENGINE_ROWS_PER_SECOND="15")
+    job = harness.submit(PROMPTS)
+    harness.wait_for_rows(job.id, 4)
+    first.kill()
+
+    second = harness.start_worker("w0", NIGHTMILL_ENGINE_FACTORY=REFUSING)
+
+    failed = harness.wait_for_end(job.id)
+    assert second.process.wait(60) == 78
+    assert (failed.state, failed.rows_succeeded + failed.rows_canceled) == (JobState.FAILED, len(PROMPTS))
+    assert failed.rows_succeeded >= 4
+    assert "'quantum'" in str(failed.error)
+
+
+def test_a_worker_that_was_named_a_missing_model_fails_the_jobs_that_wait_for_it(harness: Harness) -> None:
+    job = harness.submit(PROMPTS)
+    (harness.model / "config.json").unlink()
+
+    worker = harness.start_worker("w0")
+
+    assert worker.process.wait(60) == 78
+    assert "no config.json" in str(harness.job(job.id).error)
+
+
+def test_one_machine_that_cannot_serve_a_model_does_not_end_the_job_that_another_serves(harness: Harness) -> None:
+    harness.start_worker("w0", FAKE_ENGINE_ROWS_PER_SECOND="15")
+    job = harness.submit(PROMPTS)
+    harness.wait_for_rows(job.id, 1)
+
+    broken = harness.start_worker("w1", NIGHTMILL_ENGINE_FACTORY=REFUSING)
+
+    assert broken.process.wait(60) == 78
+    assert harness.wait_for_end(job.id).state is JobState.COMPLETED
 
 
 def test_flower_sees_job_shard_and_model_in_the_arguments_of_each_task(harness: Harness) -> None:
