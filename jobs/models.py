@@ -38,20 +38,28 @@ def resolve_model(source: str, revision: str | None, home: Path, *, dtype: str =
     Raises ModelUnknown.
     """
     ref = named_model(source, revision, dtype)
+    return ResolvedModel(model_files(ref, home), ref)
+
+
+def model_files(ref: ModelRef, home: Path) -> Path:
+    """The directory of a model that SQL names: a path, else a Hub id, never a folder here that has the id's name.
+
+    Raises ModelUnknown.
+    """
     path = Path(ref.source)
+    if not path.is_absolute():
+        return _checked(_download(ref.source, ref.revision))
     if path.is_dir():
-        return ResolvedModel(_checked(path), ref)
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise ModelUnknown(f"there is no file {source}; check the path of the model")
-        return ResolvedModel(converted(path, home), ref)
-    if path.is_absolute():
-        raise ModelUnknown(f"there is no model directory {source}; check the path")
-    return ResolvedModel(_checked(_download(source, revision)), ref)
+        return _checked(path)
+    if path.suffix.lower() != ".gguf":
+        raise ModelUnknown(f"there is no model directory {path}; check the path")
+    if not path.is_file():
+        raise ModelUnknown(f"there is no file {path}; check the path of the model")
+    return converted(path, home)
 
 
 def named_model(source: str, revision: str | None, dtype: str) -> ModelRef:
-    """What SQL and queue call the model, also when its files are not here: a path is absolute and has no revision."""
+    """What SQL and queue call a model, also when its files are not here: a path is absolute and has no revision."""
     path = Path(source).expanduser()
     if path.is_dir() or path.suffix.lower() == ".gguf" or source.startswith((".", "/", "~")):
         return model_ref(str(path.resolve()), None, dtype)

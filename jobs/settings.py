@@ -6,6 +6,7 @@ Tests scale every duration down; nothing in the program sleeps for a literal num
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 from pydantic import SecretStr
@@ -50,7 +51,7 @@ class Settings(BaseSettings):
 
     # --- engine (see engine.config.EngineConfig) --------------------------------------------------------------
     device: str = "cpu"
-    dtype: str = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     block_size: int = 16
     max_batch_tokens: int = 512
     max_sequences: int = 64

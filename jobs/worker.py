@@ -13,7 +13,6 @@ import socket
 import sys
 import threading
 import uuid
-from pathlib import Path
 from typing import Any
 
 from celery.signals import worker_shutting_down
@@ -25,7 +24,7 @@ from jobs.embedded import connect
 from jobs.engines import engine_factory
 from jobs.gate import Gate
 from jobs.leases import LeaseKeeper
-from jobs.models import ModelUnknown, named_model, resolve_model
+from jobs.models import ModelUnknown, model_files, named_model
 from jobs.prompts import PromptEncoder
 from jobs.restarts import EXIT_MODEL
 from jobs.runtime import Runtime, Watchdog
@@ -57,6 +56,8 @@ def run_worker(settings: Settings, *, model: str | None = None, name: str | None
             threading.Event().wait(settings.idle_exit_seconds)
             log.info("no job waits for a worker")
             return 0
+        # The job says in which type its model runs; the settings say it only for a model that was named here.
+        settings = settings.model_copy(update={"dtype": wanted.dtype})
         worker = Worker(settings, repository, addresses.broker_url, wanted, name)
         try:
             return worker.run(stays=model is not None)
@@ -79,6 +80,7 @@ class Worker:
         model: ModelRef,
         name: str | None,
     ) -> None:
+        assert settings.dtype == model.dtype, f"an engine in {settings.dtype} for a queue of {model.dtype}"
         self.settings = settings
         self.repository = repository
         self.broker_url = broker_url
@@ -103,7 +105,7 @@ class Worker:
         self.leases.say("starting")
         self.leases.start()
         try:
-            path = self._resolve()
+            path = model_files(self.model, self.settings.home)  # a download, maybe; our record says "starting"
             engine = engine_factory(self.settings.engine_factory)(path, self.settings)
             engine.start()
             try:
@@ -122,11 +124,6 @@ class Worker:
                 engine.stop()
         finally:
             self._leave()
-
-    def _resolve(self) -> Path:
-        """The directory of the model; a download may take long, and the worker says meanwhile that it starts."""
-        ref, settings = self.model, self.settings
-        return resolve_model(ref.source, ref.revision, settings.home, dtype=settings.dtype).path
 
     def _consume(self, runtime: Runtime, stays: bool) -> int:
         app = make_app(self.broker_url, prefix=self.settings.redis_prefix, slots=self.settings.worker_slots)

@@ -287,4 +287,4 @@ def _contains(prompt: Sequence[int], marker: Sequence[int]) -> bool:
 
 def refusing_engine(model_dir: Path, settings: Settings) -> FakeEngine:
     """NIGHTMILL_ENGINE_FACTORY=tests.fakes:refusing_engine"""
-    raise ModelRefused("the model has a layer of kind 'quantum', which nobody can serve")
+    raise ModelRefused(f"the model has a layer of kind 'quantum', which nobody can serve in {settings.dtype}")

@@ -106,6 +106,26 @@ def test_one_machine_that_cannot_serve_a_model_does_not_end_the_job_that_another
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
 
 
+def test_the_engine_runs_in_the_type_of_the_job_whatever_the_worker_s_own_is(harness: Harness) -> None:
+    job = harness.submit(PROMPTS)
+
+    worker = harness.start_worker("w0", model=ANY_MODEL, NIGHTMILL_ENGINE_FACTORY=REFUSING, NIGHTMILL_DTYPE="bfloat16")
+
+    assert worker.process.wait(60) == 78
+    assert job.model.dtype == "float32"
+    assert "in float32" in str(harness.job(job.id).error)
+
+
+def test_a_named_model_is_served_in_the_worker_s_type_and_leaves_jobs_of_another_type_alone(harness: Harness) -> None:
+    job = harness.submit(PROMPTS)
+
+    worker = harness.start_worker("w0", NIGHTMILL_ENGINE_FACTORY=REFUSING, NIGHTMILL_DTYPE="bfloat16")
+
+    assert worker.process.wait(60) == 78
+    assert "in bfloat16" in worker.text
+    assert harness.job(job.id).state is JobState.QUEUED
+
+
 def test_flower_sees_job_shard_and_model_in_the_arguments_of_each_task(harness: Harness) -> None:
     app = make_app(harness.broker.url, prefix=harness.settings.redis_prefix)
     seen: dict[str, dict[str, object]] = {}

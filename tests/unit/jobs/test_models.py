@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from jobs import models
-from jobs.models import ModelUnknown, converted, model_ref, resolve_model
+from jobs.models import ModelUnknown, converted, model_files, model_ref, named_model, resolve_model
 from tests.fakes import make_fake_model
 
 
@@ -48,6 +49,31 @@ def test_a_directory_without_a_needed_file_is_refused_by_the_name_of_that_file(t
 def test_a_path_that_is_not_there_is_never_looked_up_on_the_hub(tmp_path: Path, source: str) -> None:
     with pytest.raises(ModelUnknown, match="there is no"):
         resolve_model(source, None, tmp_path)
+
+
+def test_a_job_s_hub_id_is_never_a_folder_of_that_name_on_the_worker_s_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_fake_model(tmp_path / "org" / "model")
+    downloaded = make_fake_model(tmp_path / "downloaded")
+    asked: list[tuple[str, str | None]] = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models, "_download", lambda *wanted: (asked.append(wanted), downloaded)[1])
+
+    path = model_files(model_ref("org/model", "v2", "float32"), tmp_path / "home")
+
+    assert (path, asked) == (downloaded, [("org/model", "v2")])
+
+
+def test_a_model_has_its_name_also_where_its_files_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = make_fake_model(tmp_path / "model")
+
+    before = named_model("./model", "v2", "float32")
+    shutil.rmtree(folder)
+
+    assert before == named_model("./model", None, "float32") == model_ref(str(folder), None, "float32")
+    assert named_model("org/model", "v2", "float32") == model_ref("org/model", "v2", "float32")
 
 
 def test_a_gguf_file_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

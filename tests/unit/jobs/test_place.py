@@ -41,10 +41,11 @@ def test_both_addresses_are_taken_and_the_password_is_never_shown(monkeypatch: p
     assert "secret" not in found.shown_database
 
 
-def test_a_setting_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NIGHTMILL_LEASE_SECONDS", "soon")
+@pytest.mark.parametrize(("name", "value"), [("NIGHTMILL_LEASE_SECONDS", "soon"), ("NIGHTMILL_DTYPE", "float8")])
+def test_a_setting_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
 
-    with pytest.raises(UsageError, match="NIGHTMILL_LEASE_SECONDS"):
+    with pytest.raises(UsageError, match=name):
         place.find()
 
 
