@@ -133,14 +133,15 @@ def _database(place: Place) -> Iterator[Check]:
 def _workers(place: Place, repository: Repository) -> Check:
     """Whether every model with waiting work has a live worker, and somebody reconciles."""
     from jobs.client import staff
+    from jobs.report import serving_command
 
     here = staff(place, repository)
     names = [*sorted(here.models.values()), *(["a reconciler"] if here.reconciler else [])]
     found = f"live: {', '.join(names)}" if names else "none live"
     if place.settings.embedded:
         return Check("workers", found)
-    unserved = [model.source for model, _ in repository.waiting_models() if model.key not in here.models]
-    remedies = [f"start `nightmill worker --model {source}`" for source in unserved]
+    unserved = [model for model, _ in repository.waiting_models() if model.key not in here.models]
+    remedies = [f"start `{serving_command(model)}`" for model in unserved]
     if not here.reconciler:
         remedies.append("start `nightmill reconciler`")
     return Check("workers", found, "; ".join(remedies) or None)

@@ -27,10 +27,11 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.1
 
 
-def worker_command(device_name: str, model: str | None) -> list[str]:
+def worker_command(device_name: str, model: str | None, revision: str | None) -> list[str]:
     """How a worker process is started."""
     command = [sys.executable, "-m", "jobs.worker", "--name", device_name]
-    return command if model is None else [*command, "--model", model]
+    command += [] if model is None else ["--model", model]
+    return command + ([] if revision is None else ["--model-revision", revision])
 
 
 @dataclass(slots=True)
@@ -135,14 +136,20 @@ class Launcher:
 
 
 def run_launcher(
-    settings: Settings, *, gpus: str, model: str | None, lister: DeviceLister | None = None, locks: Path | None = None
+    settings: Settings,
+    *,
+    gpus: str,
+    model: str | None,
+    revision: str | None = None,
+    lister: DeviceLister | None = None,
+    locks: Path | None = None,
 ) -> int:
     """Serve on the chosen GPUs until SIGTERM or Ctrl-C; the exit code. Raises DeviceError."""
     devices = select((lister or Nvml()).devices(), gpus)
     launcher = Launcher(
         devices,
-        lambda device: worker_command(f"gpu{device.index}", model),
-        environment=os.environ,
+        lambda device: worker_command(f"gpu{device.index}", model, revision),
+        environment=os.environ | {"NIGHTMILL_DTYPE": settings.dtype},
         locks=locks or lock_folder(),
         backoff_seconds=settings.restart_backoff_seconds,
         max_restarts=settings.max_consecutive_restarts,

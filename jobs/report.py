@@ -5,12 +5,13 @@ Pure functions from records to plain values; the commands print them as a table 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from storage.records import GroupStats, Job, RunStats, Shard, ShardId, WorkerRecord
+from storage.records import GroupStats, Job, ModelRef, RunStats, Shard, ShardId, WorkerRecord
 from storage.states import JOB_FINAL, SHARD_OPEN, ShardState
 
 if TYPE_CHECKING:
@@ -174,11 +175,18 @@ def missing_processes(job: Job, shards: Sequence[Shard], staff: Staff) -> list[s
     has_work = any(shard.state in SHARD_OPEN for shard in shards)
     if has_work and job.model.key not in staff.models:
         others = f" (live workers serve {', '.join(sorted(set(staff.models.values())))})" if staff.models else ""
-        start = f"start one with `nightmill worker --model {job.model.source}`"
+        start = f"start one with `{serving_command(job.model)}`"
         absent.append(f"no live worker can serve {job.model.source}{others}: {start}")
     if not staff.reconciler:
         absent.append("no reconciler is live, so nothing is published or retried: start `nightmill reconciler`")
     return absent
+
+
+def serving_command(model: ModelRef) -> str:
+    """The worker that serves this very model. The type is always told: nobody knows the worker's settings here."""
+    revision = [] if model.revision is None else ["--model-revision", model.revision]
+    words = ["nightmill", "worker", "--model", model.source, *revision, "--dtype", model.dtype]
+    return shlex.join(words)
 
 
 def _time(when: datetime | None) -> str | None:

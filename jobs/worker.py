@@ -42,7 +42,9 @@ MANY_JOBS = 10_000
 JOB_WORKING = frozenset({JobState.IN_PROGRESS, JobState.CANCELLING})
 
 
-def run_worker(settings: Settings, *, model: str | None = None, name: str | None = None) -> int:
+def run_worker(
+    settings: Settings, *, model: str | None = None, revision: str | None = None, name: str | None = None
+) -> int:
     """Serve one model until SIGTERM; without `model` the oldest waiting job's, until nothing waits. The exit code.
 
     Raises StorageError or OwnerMissing when broker or database cannot be found.
@@ -51,7 +53,7 @@ def run_worker(settings: Settings, *, model: str | None = None, name: str | None
     repository = Repository(addresses.database_url)
     try:
         repository.check_schema()
-        wanted = _wanted(repository, settings, model)
+        wanted = _wanted(repository, settings, model, revision)
         if wanted is None:
             threading.Event().wait(settings.idle_exit_seconds)
             log.info("no job waits for a worker")
@@ -209,10 +211,10 @@ def _serve(app: NightmillApp, node: str, queue: str) -> int:
     return int(worker.exitcode or 0)
 
 
-def _wanted(repository: Repository, settings: Settings, model: str | None) -> ModelRef | None:
+def _wanted(repository: Repository, settings: Settings, model: str | None, revision: str | None) -> ModelRef | None:
     """The model to serve: the one that was named, else the one that waits longest; None when none does."""
     if model is not None:
-        return named_model(model, None, settings.dtype)
+        return named_model(model, revision, settings.dtype)
     waiting: list[tuple[ModelRef, int]] = repository.waiting_models()
     return waiting[0][0] if waiting else None
 
@@ -249,11 +251,12 @@ def main(argv: list[str] | None = None) -> int:
     """`python -m jobs.worker`, as launcher and embedded mode start it."""
     parser = argparse.ArgumentParser(prog="nightmill worker")
     parser.add_argument("--model")
+    parser.add_argument("--model-revision")
     parser.add_argument("--name", help="first half of the node name, e.g. gpu0")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    return run_worker(Settings(), model=options.model, name=options.name)
+    return run_worker(Settings(), model=options.model, revision=options.model_revision, name=options.name)
 
 
 if __name__ == "__main__":

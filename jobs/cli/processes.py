@@ -20,6 +20,8 @@ def worker(
     model: Annotated[
         str | None, typer.Option(help="Serve this model only; otherwise the oldest waiting job's.")
     ] = None,
+    model_revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of --model on the Hub.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Type of --model (NIGHTMILL_DTYPE); a job brings its own.")] = None,
     gpus: Annotated[str | None, typer.Option(help="One child per GPU: all, or indices or UUIDs with commas.")] = None,
     device: Annotated[str | None, typer.Option(help="Torch device, cpu or cuda (NIGHTMILL_DEVICE).")] = None,
 ) -> None:
@@ -29,15 +31,18 @@ def worker(
     """
     if gpus is not None and device is not None:
         raise UsageError("--gpus and --device exclude each other: a worker of --gpus runs on its GPU")
+    if model is None and (model_revision is not None or dtype is not None):
+        raise UsageError("--model-revision and --dtype need --model: without it the job says what is served")
     _log_to_stderr()
-    settings = place.find({} if device is None else {"device": device}).settings
+    given = {"device": device, "dtype": dtype}
+    settings = place.find({name: value for name, value in given.items() if value is not None}).settings
     if gpus is not None:
         from jobs.launcher import run_launcher
 
-        raise typer.Exit(run_launcher(settings, gpus=gpus, model=model))
+        raise typer.Exit(run_launcher(settings, gpus=gpus, model=model, revision=model_revision))
     from jobs.worker import run_worker
 
-    raise typer.Exit(run_worker(settings, model=model))
+    raise typer.Exit(run_worker(settings, model=model, revision=model_revision))
 
 
 def reconciler() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import subprocess
 import time
@@ -207,6 +208,23 @@ def test_in_real_mode_submit_returns_at_once_and_names_the_processes_that_are_mi
     assert watched.returncode == 0, watched.stderr
     assert (lines[-1]["state"], lines[-1]["done"]) == ("completed", NUM_ROWS)
     assert missing == []
+
+
+def test_the_advised_command_serves_the_job_whatever_the_worker_s_settings_are(
+    real: Program, prompts: Path, tiny_model: Path
+) -> None:
+    other = replace(real, settings={**real.settings, "NIGHTMILL_DTYPE": "bfloat16"})
+    assert other.submit(prompts, "-o", "OUT", "--model", tiny_model, "--max-tokens", "4").returncode == 0
+    advice = next(line for line in asked(real, "status", "1")["missing"] if "worker" in line)
+    command = shlex.split(advice.split("`")[1])
+
+    with (
+        running(real.start("-m", *command, stderr=subprocess.DEVNULL)),
+        running(real.start("-m", "nightmill", "reconciler", stderr=subprocess.DEVNULL)),
+    ):
+        watched = real.nightmill("watch", "1", "--timeout", "100")
+
+    assert watched.returncode == 0, watched.stderr
 
 
 def test_a_cancelled_job_ends_with_6(real: Program, prompts: Path, tiny_model: Path) -> None:

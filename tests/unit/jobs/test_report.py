@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from jobs import report
-from storage.records import GroupStats, Job, RunStats, Shard, ShardId, WorkerRecord
+from jobs.models import model_ref, named_model
+from storage.records import GroupStats, Job, ModelRef, RunStats, Shard, ShardId, WorkerRecord
 from storage.states import JobState, ShardState
 
 MakeJob = Callable[..., Job]
@@ -109,8 +112,23 @@ def test_a_job_without_a_worker_for_its_model_names_the_command(make_job: MakeJo
 
     assert missing == [
         "no live worker can serve org/model (live workers serve org/other): "
-        "start one with `nightmill worker --model org/model`"
+        "start one with `nightmill worker --model org/model --dtype float32`"
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "command"),
+    [
+        (model_ref("org/m", "v2", "bfloat16"), "nightmill worker --model org/m --model-revision v2 --dtype bfloat16"),
+        (model_ref("/my models/m", None, "auto"), "nightmill worker --model '/my models/m' --dtype auto"),
+    ],
+)
+def test_the_advised_command_starts_a_worker_of_the_job_s_own_queue(model: ModelRef, command: str) -> None:
+    advised = report.serving_command(model)
+
+    flags = dict(pairwise(shlex.split(advised)))
+    assert advised == command
+    assert named_model(flags["--model"], flags.get("--model-revision"), flags["--dtype"]) == model
 
 
 def test_a_worker_that_drains_or_has_gone_serves_nobody(make_job: MakeJob, make_shard: MakeShard) -> None:
