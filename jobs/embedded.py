@@ -46,13 +46,13 @@ class Addresses:
 
 def database_url(settings: Settings) -> str:
     """The database below the state directory; it may not exist yet."""
-    return f"sqlite:///{settings.home.expanduser().resolve()}/nightmill.db"
+    return f"sqlite:///{settings.home}/nightmill.db"
 
 
 def broker_url(settings: Settings) -> str:
     """The broker of the running owner, or where the next one's will most likely be."""
     found = _read_owner_file(settings)
-    return found.broker_url if found else f"redis+socket://{settings.home.expanduser().resolve()}/broker/valkey.sock"
+    return found.broker_url if found else f"redis+socket://{settings.home}/broker/valkey.sock"
 
 
 def owner_alive(settings: Settings) -> bool:
@@ -88,9 +88,9 @@ class EmbeddedOwner:
 
     def __init__(self, settings: Settings) -> None:
         """Starts nothing yet."""
-        self._settings = settings.model_copy(update={"home": settings.home.expanduser().resolve()})
-        self._home = self._settings.home
-        self._lock = _lock(self._settings)
+        self._settings = settings
+        self._home = settings.home
+        self._lock = _lock(settings)
         self._stopping = threading.Event()
         self._broker: PrivateBroker | None = None
         self._repository: Repository | None = None
@@ -209,11 +209,11 @@ def _become_owner(settings: Settings) -> EmbeddedOwner | None:
 
 
 def _lock(settings: Settings) -> FileLock:
-    return FileLock(settings.home.expanduser().resolve() / "owner.lock", mode=0o600, thread_local=False)
+    return FileLock(settings.home / "owner.lock", mode=0o600, thread_local=False)
 
 
 def _owner_file(settings: Settings) -> Path:
-    return settings.home.expanduser().resolve() / "owner.json"
+    return settings.home / "owner.json"
 
 
 def _read_owner_file(settings: Settings) -> Addresses | None:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
 def default_home() -> Path:
     """The user's state folder: one owner, one database and one broker below it in embedded mode."""
-    return Path(platformdirs.user_state_dir("nightmill"))
+    return Path(platformdirs.user_state_dir("nightmill")).resolve()
 
 
 class Settings(BaseSettings):
@@ -59,6 +59,15 @@ class Settings(BaseSettings):
     threads: int | None = None
     block_sharing: bool = True
     prefix_sharing: bool = True
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, home: Path) -> Path:
+        """Here and nowhere else, so that all processes mean the same directory, whatever folder they run in."""
+        try:
+            return home.expanduser().resolve()
+        except RuntimeError as error:
+            raise ValueError(f"{home} names a home directory that is not known") from error
 
     @property
     def batch_target(self) -> int:

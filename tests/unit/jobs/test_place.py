@@ -61,6 +61,29 @@ def test_the_first_command_of_a_machine_makes_the_database() -> None:
     assert found.settings.home.stat().st_mode & 0o077 == 0
 
 
+def test_a_state_directory_below_the_user_s_home_is_one_and_the_same_for_everybody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NIGHTMILL_HOME", "~/state")
+
+    found = place.find()
+    found.prepare()
+
+    assert found.settings.home == tmp_path / "state"
+    assert (tmp_path / "state" / "nightmill.db").exists()
+    assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def test_a_home_of_nobody_is_refused_by_the_name_of_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIGHTMILL_HOME", "~no-such-user/state")
+
+    with pytest.raises(UsageError, match=r"NIGHTMILL_HOME: .*~no-such-user/state"):
+        place.find()
+
+
 def test_an_old_database_is_never_upgraded_in_passing(tmp_path: Path) -> None:
     import sqlite3
 
