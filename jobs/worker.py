@@ -30,6 +30,7 @@ from jobs.restarts import EXIT_MODEL
 from jobs.runtime import Runtime, Watchdog
 from jobs.settings import Settings
 from jobs.shard import Tools
+from jobs.withdrawal import withdraw
 from storage.errors import Fenced, InputInvalid, StorageError
 from storage.records import ModelRef, WorkerRecord
 from storage.repository import Repository
@@ -230,7 +231,7 @@ def _fail_jobs(repository: Repository, settings: Settings, key: str, error: str)
         return
     for job in repository.list_jobs(limit=MANY_JOBS):
         if job.model.key == key and job.state in JOB_RUNNABLE:
-            repository.fail_job(job.id, None, error)
+            withdraw(repository, job, None, error)
 
 
 def _say(error: Exception) -> None:
