@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,11 @@ NEW_TOKENS = 24
 SHARED = 29  # more than twice the window of 12, and not a multiple of the block size of 4
 LENGTHS = (30, 33, 41, 58, 35, 47)
 SHORT = (2, 3, 4, 5, 6, 7)  # shorter than the window: even a sequence of sliding layers alone grows past what is free
+TIGHT: dict[str, Any] = {
+    "num_blocks": 24,
+    "max_sequences": 8,
+    "max_batch_tokens": 16,
+}  # the longest row takes 21 blocks
 TIMEOUT_S = 60
 CONFIG = EngineConfig(block_size=4, max_batch_tokens=24, max_sequences=4, num_blocks=200)
 
@@ -117,18 +123,26 @@ def teach_short_answers(engine: Engine) -> None:
     assert {completion.finish_reason for completion in complete(engine, rows)} == {"stop"}
 
 
+@pytest.mark.parametrize("config", SHARING_MODES.values(), ids=SHARING_MODES.keys())
 @pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
-def test_preempted_sequences_resume_with_the_tokens_of_generate(family: str, subject: Callable[[str], Subject]) -> None:
-    expected = subject(family).short
-    engine = subject(family).engine(replace(CONFIG, num_blocks=14, use_prefix_sharing=False, allow_block_sharing=False))
+def test_preempted_sequences_resume_with_the_tokens_of_generate(
+    family: str, config: EngineConfig, subject: Callable[[str], Subject]
+) -> None:
+    """The short prompts come first: they grow in every group, at the cost of the younger, longer ones behind them."""
+    short, long = subject(family).short, subject(family).expected
+    assert min(LENGTHS) > 2 * tiny.WINDOW
+    engine = subject(family).engine(replace(config, **TIGHT))
     engine.start()
     teach_short_answers(engine)
 
-    completions = complete(engine, requests([answer.prompt for answer in expected]))
+    completions = complete(engine, requests([answer.prompt for answer in (*short, *long)]))
     engine.stop()
 
-    assert_expected(expected, completions)
-    assert sum(completion.counters.preemptions for completion in completions) > 0
+    assert_expected([*short, *long], completions)
+    behind = [completion.counters for completion in completions[len(short) :]]
+    assert sum(counters.preemptions for counters in behind) > 0
+    assert sum(counters.recomputed_tokens for counters in behind) > 0
+    assert (sum(counters.cached_tokens for counters in behind) > 0) == config.use_prefix_sharing
 
 
 @pytest.mark.parametrize("family", ["gemma3", "llama"])
