@@ -77,10 +77,11 @@ def check(trial: Trial, mode: str, shell: Shell, model: Path, reference: Referen
     for row in trial.compared:
         expected = trial.expected(reference, row)
         got = table["output_text"][row].as_py()
-        assert expected.agrees_with(got), f"row {row} ({mode}):\n{got!r}\n{expected.text!r}"
-        if got == expected.text:
-            assert table["completion_tokens"][row].as_py() == expected.num_tokens
-            assert table["finish_reason"][row].as_py() == ("stop" if expected.ended else "length")
+        num_tokens, reason = (table[name][row].as_py() for name in ("completion_tokens", "finish_reason"))
+        assert reason in ("stop", "length")
+        assert expected.agrees_with(got, num_tokens, reason == "stop"), (
+            f"row {row} ({mode}), {num_tokens} tokens, {reason}:\n{got!r}\n{expected}"
+        )
 
 
 @pytest.mark.timeout(1200)

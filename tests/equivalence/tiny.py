@@ -82,17 +82,26 @@ def make_model(family: str, folder: Path) -> Path:
 class Expected:
     """What `generate` gives greedily for one prompt: tokens, and the logits that each was chosen from."""
 
+    source: Path  # the model
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     logits: torch.Tensor  # [len(tokens), vocabulary]
 
     def explain_difference(self, got: Sequence[int]) -> str | None:
-        """None when `got` equals the expected tokens, or leaves them at a tie; else what is wrong."""
+        """None when `got` equals the expected tokens, or leaves them at a tie and then equals what `generate` gives
+        after that choice; else what is wrong."""
         for step, (want, have) in enumerate(zip(self.tokens, got, strict=False)):
             if want == have:
                 continue
             gap = float(self.logits[step, want] - self.logits[step, have])
-            return None if gap < TIE else f"token {step} is {have}, expected {want}; it is worse by {gap:.3g} in logit"
+            if not gap < TIE:
+                return f"token {step} is {have}, expected {want}; it is worse by {gap:.3g} in logit"
+            taken = step + 1
+            if taken == len(self.tokens):
+                break
+            (after,) = generate(self.source, [(*self.prompt, *got[:taken])], len(self.tokens) - taken)
+            problem = after.explain_difference(got[taken:])
+            return None if problem is None else f"after the tie at token {step}: {problem}"
         if len(got) != len(self.tokens):
             return f"{len(got)} tokens, expected {len(self.tokens)}"
         return None
@@ -113,7 +122,7 @@ def generate(source: Path, prompts: Sequence[Sequence[int]], new_tokens: int) ->
             return_dict_in_generate=True,
         )
         tokens = tuple(out.sequences[0, len(prompt) :].tolist())
-        answers.append(Expected(tuple(prompt), tokens, torch.cat(out.logits)))
+        answers.append(Expected(source, tuple(prompt), tokens, torch.cat(out.logits)))
     return answers
 
 
