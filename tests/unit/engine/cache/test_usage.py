@@ -52,5 +52,36 @@ def test_the_mean_is_over_the_steps_in_which_the_job_had_blocks() -> None:
     assert use.of("a").peak == 2.0
 
 
+def test_thousands_of_jobs_leave_a_bounded_number_of_records() -> None:
+    use = GroupUse(4)
+    use.add(1, "long")
+    for number in range(5000):
+        use.add(2, f"job {number}")
+        use.record_step()
+        use.remove(2, f"job {number}")
+        assert use.of(f"job {number}").peak == 1.0, "the figures are read when the blocks have been given back"
+
+    sizes = [len(getattr(use, name)) for name in GroupUse.__slots__]
+
+    assert max(sizes) < 2000
+    assert use.of("long").mean == 1.0
+    assert use.of("job 4000").peak == 1.0
+    use.check_integrity([0, 1, 0, 0])
+
+
+def test_a_job_that_comes_back_goes_on_with_its_figures() -> None:
+    use = GroupUse(4)
+    for blocks in ((1, 2, 3), (1,)):
+        for block in blocks:
+            use.add(block, "a")
+        use.record_step()
+        for block in blocks:
+            use.remove(block, "a")
+        use.record_step()
+
+    assert (use.of("a").peak, use.of("a").mean) == (3.0, 2.0)
+    use.check_integrity([0] * 4)
+
+
 def test_an_unknown_job_has_used_nothing() -> None:
     assert GroupUse(4).of("nobody").peak == 0.0
