@@ -39,6 +39,12 @@ def spawn(
     )
 
 
+def import_path() -> str:
+    """PYTHONPATH with which a child under `python -P` imports this very program, from an installation or a checkout."""
+    root = str(Path(__file__).resolve().parents[1])
+    return os.pathsep.join([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))])
+
+
 def end(child: subprocess.Popen[bytes], timeout: float) -> int:
     """SIGTERM, wait, SIGKILL if need be; the exit code."""
     if child.poll() is None:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.children import end, spawn
+from jobs.children import end, import_path, spawn
 from jobs.devices import Device, DeviceError, DeviceLister, DeviceLock, Nvml, lock_folder, select
 from jobs.restarts import Restarts
 from jobs.settings import Settings
@@ -28,8 +28,8 @@ POLL_SECONDS = 0.1
 
 
 def worker_command(device_name: str, model: str | None, revision: str | None) -> list[str]:
-    """How a worker process is started."""
-    command = [sys.executable, "-m", "jobs.worker", "--name", device_name]
+    """How a worker process is started. -P: a folder `jobs` where the launcher was started is none of our business."""
+    command = [sys.executable, "-P", "-m", "jobs.worker", "--name", device_name]
     command += [] if model is None else ["--model", model]
     return command + ([] if revision is None else ["--model-revision", revision])
 
@@ -149,7 +149,7 @@ def run_launcher(
     launcher = Launcher(
         devices,
         lambda device: worker_command(f"gpu{device.index}", model, revision),
-        environment=os.environ | {"NIGHTMILL_DTYPE": settings.dtype},
+        environment=os.environ | {"NIGHTMILL_DTYPE": settings.dtype, "PYTHONPATH": import_path()},
         locks=locks or lock_folder(),
         backoff_seconds=settings.restart_backoff_seconds,
         max_restarts=settings.max_consecutive_restarts,

@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from jobs.children import spawn
+from jobs.children import import_path, spawn
 from storage.records import ModelRef
 
 FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.jinja", "*.txt"]  # never pickles
@@ -95,8 +95,7 @@ def converted(gguf: Path, home: Path) -> Path:
 
 def _convert(gguf: Path, work: Path) -> None:
     log_path = work.with_suffix(".log")
-    root = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]).rstrip(":")}
+    environment = os.environ | {"PYTHONPATH": import_path()}
     try:
         with log_path.open("wb") as log:
             child = spawn([sys.executable, "-P", "-m", "jobs.convert", str(gguf), str(work)], env=environment, log=log)

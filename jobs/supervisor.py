@@ -9,9 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from pathlib import Path
 
-from jobs.children import end, spawn
+from jobs.children import end, import_path, spawn
 from jobs.restarts import EXIT_MODEL, Restarts
 from jobs.settings import Settings
 from storage.errors import StorageError
@@ -107,14 +106,12 @@ def worker_environment(settings: Settings, broker_url: str) -> Mapping[str, str]
         for name, value in settings.model_dump(exclude={"broker_url", "database_url"}).items()
         if value is not None
     }
-    root = str(Path(__file__).resolve().parents[1])
-    path = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return (
         os.environ
         | given
         | {
             "NIGHTMILL_BROKER_URL": broker_url,
             "NIGHTMILL_DATABASE_URL": f"sqlite:///{settings.home}/nightmill.db",
-            "PYTHONPATH": os.pathsep.join(path),
+            "PYTHONPATH": import_path(),
         }
     )

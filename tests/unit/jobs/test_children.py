@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from jobs.children import end, spawn
+from jobs.children import end, import_path, spawn
+from jobs.launcher import worker_command
 
 PARENT = """
 import sys, time
@@ -47,6 +49,24 @@ def test_the_exit_code_of_a_child_that_has_ended_is_kept() -> None:
     child.wait()
 
     assert end(child, timeout=1.0) == 3
+
+
+def test_a_worker_is_this_program_s_even_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "__init__.py").write_text("raise SystemExit('the wrong one')")
+    command = worker_command("gpu0", None, None)
+
+    done = subprocess.run(
+        [*command, "--help"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": import_path()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "nightmill worker" in done.stdout
 
 
 def _runs(pid: int) -> bool:
