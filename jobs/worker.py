@@ -17,14 +17,16 @@ from typing import Any
 
 from celery.signals import worker_shutting_down
 
-from engine.errors import ModelRefused
+from engine.errors import ConfigError, ModelRefused
 from jobs.app import NightmillApp, make_app, queue_name
 from jobs.devices import Device, DeviceError, DeviceLock, lock_folder
 from jobs.embedded import connect
 from jobs.engines import engine_factory
+from jobs.exits import explain
 from jobs.gate import Gate
 from jobs.leases import LeaseKeeper
 from jobs.models import ModelUnknown, model_files, named_model
+from jobs.place import find
 from jobs.prompts import PromptEncoder
 from jobs.restarts import EXIT_MODEL
 from jobs.runtime import Runtime, Watchdog
@@ -64,8 +66,11 @@ def run_worker(
         worker = Worker(settings, repository, addresses.broker_url, wanted, name)
         try:
             return worker.run(stays=model is not None)
+        except ConfigError as error:  # this worker's settings are wrong: the jobs wait for one that is set up well
+            _say(str(error))
+            return EXIT_MODEL
         except (ModelUnknown, ModelRefused, InputInvalid) as error:
-            _say(error)
+            _say(str(error))
             _fail_jobs(repository, settings, wanted.key, str(error))
             return EXIT_MODEL
     finally:
@@ -234,8 +239,8 @@ def _fail_jobs(repository: Repository, settings: Settings, key: str, error: str)
             withdraw(repository, job, None, error)
 
 
-def _say(error: Exception) -> None:
-    print(f"nightmill worker: {error}", file=sys.stderr)  # noqa: T201 - the message for whoever started us
+def _say(message: str) -> None:
+    print(f"nightmill worker: {message}", file=sys.stderr)  # noqa: T201 - the message for whoever started us
 
 
 def _cpu_place() -> DeviceLock:
@@ -249,7 +254,7 @@ def _cpu_place() -> DeviceLock:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`python -m jobs.worker`, as launcher and embedded mode start it."""
+    """`python -m jobs.worker`, as launcher and embedded mode start it. A known error ends with message and code."""
     parser = argparse.ArgumentParser(prog="nightmill worker")
     parser.add_argument("--model")
     parser.add_argument("--model-revision")
@@ -257,7 +262,15 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    return run_worker(Settings(), model=options.model, revision=options.model_revision, name=options.name)
+    try:
+        settings = find().settings
+        return run_worker(settings, model=options.model, revision=options.model_revision, name=options.name)
+    except Exception as error:
+        failure = explain(error)
+        if failure is None:
+            raise
+        _say(failure.message)
+        return failure.code
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from engine.cache.groups import LayerGroup
-from engine.errors import EngineDead, ModelRefused
+from engine.errors import ConfigError, EngineDead, ModelRefused
 from engine.feed import Feed
 from engine.request import Completion, Counters, GroupCounters, Request, SamplingParams
 from engine.stats import BlockUse
@@ -288,3 +288,8 @@ def _contains(prompt: Sequence[int], marker: Sequence[int]) -> bool:
 def refusing_engine(model_dir: Path, settings: Settings) -> FakeEngine:
     """NIGHTMILL_ENGINE_FACTORY=tests.fakes:refusing_engine"""
     raise ModelRefused(f"the model has a layer of kind 'quantum', which nobody can serve in {settings.dtype}")
+
+
+def misconfigured_engine(model_dir: Path, settings: Settings) -> FakeEngine:
+    """NIGHTMILL_ENGINE_FACTORY=tests.fakes:misconfigured_engine"""
+    raise ConfigError("cache_bytes is 7, which holds no block; raise it")

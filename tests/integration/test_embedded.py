@@ -187,6 +187,19 @@ def test_a_worker_that_dies_again_and_again_is_given_up_with_the_end_of_its_log(
     assert "no.such:factory" in text
 
 
+def test_settings_that_the_engine_refuses_are_told_after_one_try_and_the_job_can_be_resumed(start: Start) -> None:
+    broken = start("out", NIGHTMILL_ENGINE_FACTORY="tests.fakes:misconfigured_engine")
+
+    assert broken.process.wait(PATIENCE) == 8, broken.log.read_text()
+
+    assert "cache_bytes is 7" in broken.log.read_text()
+    assert "Traceback" not in broken.log.read_text()
+    assert (broken.home / "worker.log").read_text().count("cache_bytes is 7") == 1
+    again = start("out")
+    assert again.process.wait(PATIENCE) == 0, again.log.read_text()
+    _check_only_job(broken.home)
+
+
 def _jobs(home: Path) -> list[Job]:
     repository = Repository(database_url(Settings(home=home)))
     try:

@@ -126,6 +126,39 @@ def test_a_named_model_is_served_in_the_worker_s_type_and_leaves_jobs_of_another
     assert harness.job(job.id).state is JobState.QUEUED
 
 
+def test_a_worker_whose_settings_cannot_be_honoured_says_so_and_leaves_the_job_to_another(harness: Harness) -> None:
+    job = harness.submit(PROMPTS)
+
+    broken = harness.start_worker("w0", NIGHTMILL_ENGINE_FACTORY="tests.fakes:misconfigured_engine")
+
+    assert broken.process.wait(60) == 78
+    assert "nightmill worker: cache_bytes is 7" in broken.text
+    assert "Traceback" not in broken.text
+    assert harness.job(job.id).state is JobState.QUEUED
+    harness.start_worker("w0")
+    assert harness.wait_for_end(job.id).state is JobState.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "words"),
+    [
+        ({"NIGHTMILL_DATABASE_URL": "postgresql://me:secret@127.0.0.1:1/db"}, 8, "127.0.0.1:1"),
+        ({"NIGHTMILL_DATABASE_URL": "nowhere"}, 2, "the database URL cannot be parsed"),
+        ({"NIGHTMILL_LEASE_SECONDS": "soon"}, 2, "NIGHTMILL_LEASE_SECONDS"),
+    ],
+)
+def test_a_worker_that_cannot_begin_ends_with_the_documented_code_and_one_message(
+    harness: Harness, environment: dict[str, str], code: int, words: str
+) -> None:
+    worker = harness.start_worker("w0", **environment)
+
+    assert worker.process.wait(60) == code
+    assert "nightmill worker: " in worker.text
+    assert words in worker.text
+    assert "Traceback" not in worker.text
+    assert "secret" not in worker.text
+
+
 def test_flower_sees_job_shard_and_model_in_the_arguments_of_each_task(harness: Harness) -> None:
     app = make_app(harness.broker.url, prefix=harness.settings.redis_prefix)
     seen: dict[str, dict[str, object]] = {}

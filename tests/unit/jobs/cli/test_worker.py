@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,3 +60,14 @@ def test_a_child_of_the_launcher_is_told_model_and_revision_and_understands_them
 def test_a_revision_or_type_that_cannot_be_honoured_is_a_usage_error(seen: dict[str, Any], flags: list[str]) -> None:
     assert nightmill("worker", *flags) == 2
     assert seen == {}
+
+
+def test_a_worker_without_an_owner_ends_with_8_and_says_what_starts_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NIGHTMILL_HOME", str(tmp_path))
+    monkeypatch.delenv("NIGHTMILL_BROKER_URL", raising=False)
+    monkeypatch.delenv("NIGHTMILL_DATABASE_URL", raising=False)
+
+    assert worker.main([]) == 8
+    assert capsys.readouterr().err.startswith(f"nightmill worker: nothing runs in {tmp_path}")
