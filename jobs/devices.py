@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,5 +93,23 @@ class DeviceLock:
 
 
 def lock_folder() -> Path:
-    """One per user and machine, whatever the state directory: a device knows only one worker."""
-    return Path(tempfile.gettempdir()) / f"nightmill-devices-{os.getuid()}"
+    """One per user and machine, whatever the state directory: a device knows only one worker.
+
+    Its path can be foretold, so another user may have made it. Raises DeviceError unless it is ours alone.
+    """
+    folder = Path(tempfile.gettempdir()) / f"nightmill-devices-{os.getuid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        found = folder.lstat()
+    except OSError as error:
+        raise DeviceError(f"the folder of locks {folder} cannot be made ({error.strerror}); {_ELSEWHERE}") from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise DeviceError(
+            f"the folder of locks {folder} is no directory of this user; have it removed, or {_ELSEWHERE}"
+        )
+    if found.st_mode & 0o077:
+        raise DeviceError(f"the folder of locks {folder} is open to other users; run `chmod 700 {folder}`")
+    return folder
+
+
+_ELSEWHERE = "set TMPDIR to a directory of yours, the same for all workers of this machine"

@@ -245,9 +245,10 @@ def _say(message: str) -> None:
 
 def _cpu_place() -> DeviceLock:
     """The first free name cpu0, cpu1, ... of this machine; its lock is held while the process lives."""
+    folder = lock_folder()
     for index in range(10_000):
         try:
-            return DeviceLock(Device(index, f"cpu{index}", "cpu"), lock_folder())
+            return DeviceLock(Device(index, f"cpu{index}", "cpu"), folder)
         except DeviceError:
             continue
     raise DeviceError("this machine runs 10,000 workers already")
