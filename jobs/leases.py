@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from storage.errors import StorageError
+from storage.errors import Fenced, StorageError
 from storage.records import ShardId
 from storage.repository import Repository
 
@@ -43,6 +43,7 @@ class LeaseKeeper:
     ) -> None:
         self.owner = owner
         self.lease_seconds = lease_seconds
+        self.replaced: Fenced | None = None  # another process has the worker's name: this one must end
         self._repository = repository
         self._boot_id = boot_id
         self._heartbeat_seconds = heartbeat_seconds
@@ -101,6 +102,8 @@ class LeaseKeeper:
         while not self._stop.wait(self._heartbeat_seconds):
             try:
                 self.beat()
+            except Fenced as error:
+                self.replaced = error
             except StorageError as error:
                 log.warning("heartbeat failed worker=%s silent_for=%.1f error=%s", self.owner, self.silent_for, error)
             self._on_health(self.silent_for < self.lease_seconds)

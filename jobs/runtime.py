@@ -41,8 +41,8 @@ class Runtime:
 
 
 class Watchdog:
-    """Ends the process: at once when the engine is dead or stuck, in order when nobody needs it any more, and by
-    force when an orderly stop takes too long."""
+    """Ends the process: at once when the engine is dead or stuck, in order when nobody needs it any more or another
+    process has its name, and by force when an orderly stop takes too long."""
 
     def __init__(
         self,
@@ -62,6 +62,7 @@ class Watchdog:
         self._settings = runtime.tools.settings
         self._busy_at = monotonic()
         self._stopping_at: float | None = None
+        self._replaced = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -79,6 +80,8 @@ class Watchdog:
             self._watch_stop(now)
         elif self._engine_is_dead():
             self._leave_dead()
+        elif self._runtime.tools.leases.replaced is not None:
+            self._leave_replaced()
         else:
             self._watch_idle(now)
 
@@ -113,6 +116,12 @@ class Watchdog:
         except StorageError as error:
             log.warning("the worker's end could not be recorded: %s", error)
         self._exit_now(EXIT_ENGINE_DEAD)
+
+    def _leave_replaced(self) -> None:
+        if not self._replaced:
+            self._replaced = True
+            log.critical("%s; the worker seals its rows and leaves", self._runtime.tools.leases.replaced)
+            self._stop()
 
     def _watch_idle(self, now: float) -> None:
         if self._runtime.gate.in_flight:

@@ -9,23 +9,22 @@ import argparse
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
-import uuid
 from typing import Any
 
 from celery.signals import worker_shutting_down
 
 from engine.errors import ConfigError, ModelRefused
 from jobs.app import NightmillApp, make_app, queue_name
-from jobs.devices import Device, DeviceError, DeviceLock, lock_folder
+from jobs.devices import lock_folder
 from jobs.embedded import connect
 from jobs.engines import engine_factory
 from jobs.exits import explain
 from jobs.gate import Gate
 from jobs.leases import LeaseKeeper
 from jobs.models import ModelUnknown, model_files, named_model
+from jobs.names import cpu_place, machine_mark, worker_name
 from jobs.place import find
 from jobs.prompts import PromptEncoder
 from jobs.restarts import EXIT_MODEL
@@ -93,21 +92,25 @@ class Worker:
         self.repository = repository
         self.broker_url = broker_url
         self.model = model
-        self._place = None if name else _cpu_place()
-        self.node = f"{self._place.device.uuid if self._place else name}@{socket.gethostname()}"
-        self.boot_id = uuid.uuid4().hex
+        folder = lock_folder()
+        self._place = None if name else cpu_place(folder)
+        device = self._place.device.uuid if self._place else str(name)
+        self.name = worker_name(device, machine_mark(folder), repository.workers(), settings.worker_stale_seconds)
         self.gate = Gate(settings.worker_slots, settings.batch_target)
         self.leases = LeaseKeeper(
             repository,
-            self.node,
-            self.boot_id,
+            self.name.node,
+            self.name.boot_id,
             lease_seconds=settings.lease_seconds,
             heartbeat_seconds=settings.heartbeat_seconds,
             on_health=self._on_health,
         )
 
     def run(self, *, stays: bool) -> int:
-        """From finding the model to the end of the process. Raises ModelUnknown, ModelRefused, InputInvalid."""
+        """From finding the model to the end of the process.
+
+        Raises ModelUnknown, ModelRefused, InputInvalid; Fenced when another process took this worker's name.
+        """
         self._register()
         self._take_over()
         self.leases.say("starting")
@@ -126,8 +129,11 @@ class Worker:
                     settings=self.settings,
                     stopping=threading.Event(),
                 )
+                self._check_name()
                 self.leases.say("ready")
-                return self._consume(Runtime(tools), stays)
+                code = self._consume(Runtime(tools), stays)
+                self._check_name()
+                return code
             finally:
                 engine.stop()
         finally:
@@ -148,10 +154,14 @@ class Worker:
         )
         watchdog.start()
         try:
-            return _serve(app, self.node, queue_name(self.model.key))
+            return _serve(app, self.name.node, queue_name(self.model.key))
         finally:
             watchdog.end()
             worker_shutting_down.disconnect(on_stop)
+
+    def _check_name(self) -> None:
+        if self.leases.replaced is not None:
+            raise self.leases.replaced
 
     def _nobody_waits(self) -> bool:
         try:
@@ -169,8 +179,8 @@ class Worker:
     def _register(self) -> None:
         self.repository.register_worker(
             WorkerRecord(
-                id=self.node,
-                boot_id=self.boot_id,
+                id=self.name.node,
+                boot_id=self.name.boot_id,
                 model_key=self.model.key,
                 model_source=self.model.source,
                 device=os.environ.get("CUDA_VISIBLE_DEVICES") or self.settings.device,
@@ -180,13 +190,18 @@ class Worker:
         )
 
     def _take_over(self) -> None:
-        """Give back what an earlier process of this name held when it died; should it still live, it is fenced."""
+        """Give back what an earlier process of this name held when it died; should it still live, it is fenced.
+
+        What a process on another machine holds, it keeps as long as its leases.
+        """
+        if not self.name.inherits:
+            return
         for job in self.repository.list_jobs(limit=MANY_JOBS):
             for shard in self.repository.shards(job.id) if job.state in JOB_WORKING else ():
-                if shard.state is ShardState.RUNNING and shard.lease_owner == self.node:
+                if shard.state is ShardState.RUNNING and shard.lease_owner == self.name.node:
                     try:
                         self.repository.release_shard(
-                            shard.id, shard.epoch, reason=f"worker {self.node} was lost", preempted=False
+                            shard.id, shard.epoch, reason=f"worker {self.name.node} was lost", preempted=False
                         )
                     except Fenced:
                         continue  # it gave the shard back itself, or its lease ran out
@@ -241,17 +256,6 @@ def _fail_jobs(repository: Repository, settings: Settings, key: str, error: str)
 
 def _say(message: str) -> None:
     print(f"nightmill worker: {message}", file=sys.stderr)  # noqa: T201 - the message for whoever started us
-
-
-def _cpu_place() -> DeviceLock:
-    """The first free name cpu0, cpu1, ... of this machine; its lock is held while the process lives."""
-    folder = lock_folder()
-    for index in range(10_000):
-        try:
-            return DeviceLock(Device(index, f"cpu{index}", "cpu"), folder)
-        except DeviceError:
-            continue
-    raise DeviceError("this machine runs 10,000 workers already")
 
 
 def main(argv: list[str] | None = None) -> int:

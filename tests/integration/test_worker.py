@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from jobs.app import make_app
-from storage.states import JobState
+from storage.states import JobState, ShardState
 from tests.faults.checker import check_job
-from tests.faults.harness import Harness, wait_for
+from tests.faults.harness import Harness, WorkerProcess, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -157,6 +158,39 @@ def test_a_worker_that_cannot_begin_ends_with_the_documented_code_and_one_messag
     assert words in worker.text
     assert "Traceback" not in worker.text
     assert "secret" not in worker.text
+
+
+def test_two_machines_of_one_host_name_do_not_take_each_other_s_shards(harness: Harness, tmp_path: Path) -> None:
+    def start(machine: str) -> WorkerProcess:
+        (tmp_path / machine).mkdir()
+        return harness.start_worker("w0", TMPDIR=str(tmp_path / machine), FAKE_ENGINE_ROWS_PER_SECOND="15")
+
+    job = harness.submit(PROMPTS)
+    first = start("one")
+    harness.wait_for_rows(job.id, 1)
+    second = start("two")
+
+    assert harness.wait_for_end(job.id).state is JobState.COMPLETED
+    assert first.process.poll() is None
+    assert second.process.poll() is None
+    names = {record.id.partition("@")[0] for record in harness.repository.workers()}
+    assert len(names) == 2
+    assert "w0" in names
+    assert sum(shard.crashes for shard in harness.repository.shards(job.id)) == 0
+
+
+def test_a_worker_whose_name_was_taken_seals_its_rows_and_ends_with_a_message(harness: Harness) -> None:
+    job = harness.submit(PROMPTS)
+    worker = harness.start_worker("w0", FAKE_ENGINE_ROWS_PER_SECOND="15")
+    harness.wait_for_rows(job.id, 1)
+    (record,) = harness.repository.workers()
+
+    harness.repository.register_worker(replace(record, boot_id="another"))
+
+    assert worker.process.wait(60) == 9
+    assert f"nightmill worker: worker name {record.id} belongs to another process" in worker.text
+    assert "Traceback" not in worker.text
+    assert all(shard.state is not ShardState.RUNNING for shard in harness.repository.shards(job.id))
 
 
 def test_flower_sees_job_shard_and_model_in_the_arguments_of_each_task(harness: Harness) -> None:

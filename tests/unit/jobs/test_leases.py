@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import pytest
 
 from jobs.leases import LeaseKeeper
-from storage.errors import DatabaseDown
+from storage.errors import DatabaseDown, Fenced
 from storage.records import Beat, ShardId
 
 A, B = ShardId(1), ShardId(2)
@@ -19,6 +20,7 @@ class FakeSql:
     held: set[ShardId] = field(default_factory=set)
     cancelled: set[ShardId] = field(default_factory=set)
     down: bool = False
+    fenced: bool = False
     asked: list[list[tuple[ShardId, int]]] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
 
@@ -29,6 +31,8 @@ class FakeSql:
         return Beat(held=frozenset(self.held), cancelled=frozenset(self.cancelled))
 
     def beat_worker(self, worker_id: str, boot_id: str, state: str) -> None:
+        if self.fenced:
+            raise Fenced(f"worker name {worker_id} belongs to another process")
         if self.down:
             raise DatabaseDown("down")
         self.states.append(state)
@@ -94,6 +98,31 @@ def test_while_sql_is_down_no_lease_is_lost_but_silence_grows_from_the_last_good
 
     assert not lease.lost
     assert leases.silent_for == 61
+
+
+def test_a_name_that_another_process_has_is_noticed_and_an_outage_is_not_taken_for_it() -> None:
+    sql, beaten = FakeSql(down=True), threading.Event()
+    leases = LeaseKeeper(
+        sql,  # type: ignore[arg-type]
+        "w0",
+        "boot",
+        lease_seconds=60,
+        heartbeat_seconds=0.001,
+        on_health=lambda healthy: beaten.set(),
+    )
+    leases.start()
+    assert beaten.wait(10)
+    assert leases.replaced is None
+
+    sql.fenced = True
+    beaten.clear()
+    assert beaten.wait(10)
+    beaten.clear()
+    assert beaten.wait(10)
+    leases.stop()
+
+    assert leases.replaced is not None
+    assert "another process" in str(leases.replaced)
 
 
 def test_a_dropped_lease_is_not_renewed_and_the_worker_still_says_that_it_lives() -> None:

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from jobs.gate import Gate
 from jobs.runtime import EXIT_ENGINE_DEAD, Runtime, Watchdog
 from jobs.settings import Settings
+from storage.errors import Fenced
 from storage.records import ShardId
 
 
@@ -33,10 +34,11 @@ class Bench:
         self.engine = FakeEngine()
         self.gate = Gate(slots=4, target=10)
         self.said: list[str] = []
+        self.leases = SimpleNamespace(say=self.said.append, beat=lambda: self.said.append("beat"), replaced=None)
         tools = SimpleNamespace(
             engine=self.engine,
             gate=self.gate,
-            leases=SimpleNamespace(say=self.said.append, beat=lambda: self.said.append("beat")),
+            leases=self.leases,
             settings=Settings(idle_exit_seconds=10, stop_seconds=5, engine_stall_seconds=100),
             stopping=threading.Event(),
         )
@@ -111,3 +113,13 @@ def test_a_worker_stays_while_it_works_while_somebody_waits_and_when_it_was_give
         bench.look_after(100)
 
     assert busy.stops == wanted.stops == fixed.stops == []
+
+
+def test_a_worker_whose_name_another_process_has_is_told_once_to_leave_in_order() -> None:
+    bench = Bench()
+    bench.leases.replaced = Fenced("worker name w0 belongs to another process")
+
+    bench.watchdog.look()
+    bench.watchdog.look()
+
+    assert (bench.stops, bench.exits) == ([True], [])
