@@ -112,13 +112,6 @@ class Engine:
         return self._scheduler.num_running + self._scheduler.num_waiting
 
     @property
-    def wants_more(self) -> bool:
-        """True when the feeds have nothing more to give and the batch would soon run dry."""
-        with self._lock:
-            has_more = any(feed.has_more for feed in self._feeds)
-        return self.alive and not has_more and self.load < 2 * self._max_sequences
-
-    @property
     def alive(self) -> bool:
         return self._death is None and not self._stopping and (self._thread is None or self._thread.is_alive())
 

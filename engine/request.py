@@ -79,7 +79,7 @@ class GroupCounters:
 
     allocated: int = 0  # blocks taken fresh from the pool
     shared: int = 0  # blocks taken from the cache: instead of computing them, or for an equal one just computed
-    copied: int = 0  # blocks copied because they could not be shared
+    copied: int = 0  # blocks copied because they could not be shared; none are yet: a fork computes its last block
     evicted: int = 0  # cached blocks that lost their content to this sequence's allocations
     evicted_unused: int = 0  # of these, the ones that nobody had taken from the cache
 

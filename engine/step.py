@@ -35,20 +35,10 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockCopy:
-    """Copy one block's content before the forward pass."""
-
-    group: int
-    source: int
-    target: int
-
-
-@dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass. Copies run first, in order."""
+    """One forward pass."""
 
     chunks: tuple[Chunk, ...]
-    copies: tuple[BlockCopy, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -159,10 +159,6 @@ class FakeEngine:
     def load(self) -> int:
         return len(self._waiting)
 
-    @property
-    def wants_more(self) -> bool:
-        return self.load < 2 * self._max_sequences
-
     def last_step_age(self) -> float:
         return time.monotonic() - self._last_sign
 

@@ -16,7 +16,6 @@ import torch
 
 from engine.cache.groups import LayerGroup
 from engine.errors import ConfigError
-from engine.step import BlockCopy
 
 _CPU_SHARE, _CPU_CAP = 0.25, 4 << 30
 _DEVICE_SHARE = 0.80  # of what is free once the weights are in place
@@ -46,7 +45,6 @@ class KVMemory:
     """Owns the tensors of all layers."""
 
     def __init__(self, groups: Sequence[LayerGroup], num_blocks: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._groups = tuple(groups)
         self.keys: dict[int, torch.Tensor] = {}
         self.values: dict[int, torch.Tensor] = {}
         for group in groups:
@@ -61,13 +59,3 @@ class KVMemory:
         """Store `key` and `value` [num_kv_heads, T, dim] at `slots` [T]."""
         self.keys[layer].index_copy_(1, slots, key)
         self.values[layer].index_copy_(1, slots, value)
-
-    def copy(self, copies: Sequence[BlockCopy]) -> None:
-        """Copy whole blocks, in order: a later copy may read what an earlier one wrote."""
-        for copy in copies:
-            group = self._groups[copy.group]
-            source = slice(copy.source * group.block_size, (copy.source + 1) * group.block_size)
-            target = slice(copy.target * group.block_size, (copy.target + 1) * group.block_size)
-            for layer in group.layers:
-                self.keys[layer][:, target] = self.keys[layer][:, source]
-                self.values[layer][:, target] = self.values[layer][:, source]

@@ -76,7 +76,6 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, step: Step) -> list[Sampled]:
         """One forward pass; one `Sampled` for each chunk that samples, in order."""
-        self._memory.copy(step.copies)
         packed = pack(step.chunks, self._loaded.groups)
         self._layers.begin(packed)
         rows, tiles = self._forward(packed)

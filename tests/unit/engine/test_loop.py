@@ -93,23 +93,10 @@ def test_requests_are_pulled_only_while_the_queue_is_short(engine: Engine, runne
             assert completions
             received += len(completions)
             assert engine.load <= 2 * 4 + 1
-            assert not engine.wants_more, "a feed that has more to give must be emptied first"
     while not feed.done:
         received += len(feed.poll(TIMEOUT))
 
     assert pulled == received
-
-
-def test_an_engine_with_little_to_do_wants_more(engine: Engine, runner: GatedRunner) -> None:
-    assert engine.wants_more
-
-    runner.gate.clear()
-    feed = engine.feed([request(str(number), [number], 3) for number in range(8)])
-    assert not engine.wants_more
-    runner.gate.set()
-    assert len(list(feed)) == 8
-
-    assert engine.wants_more
 
 
 def test_a_refused_request_is_an_error_completion_and_the_others_go_on(engine: Engine) -> None:
@@ -185,7 +172,6 @@ def test_a_runner_that_raises_ends_the_engine_for_every_feed(engine: Engine, run
             list(feed)
 
     assert not engine.alive
-    assert not engine.wants_more
     with pytest.raises(EngineDead):
         engine.feed([])
 
