@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jobs.children import end, import_path, spawn
 from jobs.devices import Device, DeviceError, DeviceLister, DeviceLock, Nvml, lock_folder, select
-from jobs.restarts import Restarts
+from jobs.restarts import EXIT_MODEL, Restarts
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,11 @@ class Child:
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
     code: int = 0  # of the last end
+
+    @property
+    def given_up(self) -> bool:
+        """It was refused its model too often. Whatever else ends a worker, an outage say, may pass by morning."""
+        return self.code == EXIT_MODEL and self.restarts.spent
 
 
 class Launcher:
@@ -76,13 +81,13 @@ class Launcher:
     def run(self, stop: threading.Event) -> int:
         """Keep every device busy until `stop` is set, then end all children in order; the exit code.
 
-        Ends by itself, with a worker's code, when every worker has ended too often in a row.
+        Ends by itself, with a worker's code, when no worker can serve its model.
         """
         try:
             while not stop.wait(POLL_SECONDS):
                 for child in self.children:
                     self._tend(child, time.monotonic())
-                if all(child.restarts.spent for child in self.children):
+                if all(child.given_up for child in self.children):
                     return self.children[0].code
             return 0
         finally:
@@ -90,7 +95,7 @@ class Launcher:
 
     def _tend(self, child: Child, now: float) -> None:
         if child.process is None:
-            if now >= child.restarts.start_at and not child.restarts.spent:
+            if now >= child.restarts.start_at and not child.given_up:
                 self._start(child, now)
             return
         code = child.process.poll()
@@ -102,11 +107,11 @@ class Launcher:
         child.code = code if code >= 0 else 128 - code  # of a signal, as a shell has it
         index, failures = child.device.index, child.restarts.failures
         log.warning("worker ended gpu=%d code=%d lived=%.1f failures=%d", index, code, lived, failures)
-        if child.restarts.spent:
+        if child.given_up:
             log.error(
-                "the worker of GPU %d ended %d times in a row (exit %d) and is not started again;"
+                "the worker of GPU %d was refused its model %d times in a row and is not started again;"
                 " its last words say why, and `nightmill worker --gpus %d` starts it",
-                *(index, failures, code, index),
+                *(index, failures, index),
             )
 
     def _start(self, child: Child, now: float) -> None:

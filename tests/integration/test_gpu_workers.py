@@ -12,6 +12,7 @@ import pytest
 
 from jobs.devices import Device, DeviceLock
 from tests.fakes import make_fake_model
+from tests.faults.harness import wait_for
 from tests.integration.program import ROOT, Program
 from tests.integration.refusals import assert_refused
 
@@ -95,15 +96,24 @@ def test_each_child_gets_one_gpu_of_its_own_before_torch_is_imported_and_ends_as
     assert "Traceback" not in done.stderr
 
 
-def test_children_without_a_database_end_with_a_message_and_the_launcher_with_their_code(machine: Program) -> None:
+def test_children_that_find_no_database_say_so_and_are_started_again_until_it_is_back(machine: Program) -> None:
     url = "postgresql://me:secret@127.0.0.1:1/db"
-    away = replace(machine, settings={**machine.settings, "NIGHTMILL_DATABASE_URL": url})
+    away = replace(
+        machine,
+        settings={**machine.settings, "NIGHTMILL_DATABASE_URL": url, "NIGHTMILL_RESTART_BACKOFF_SECONDS": "0.1"},
+    )
+    log = machine.folder / "launcher.log"
 
-    done = away.nightmill(*serve(machine, "--gpus", "0,GPU-333"))
+    with log.open("w") as stream:
+        launcher = away.start("-m", "nightmill", *serve(machine, "--gpus", "GPU-333"), stderr=stream)
+        wait_for(lambda: log.read_text().count("code=8") >= 3, "three ends")
+        launcher.terminate()
 
-    assert done.returncode == 8, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "the worker of GPU 3 ended 1 times in a row (exit 8)" in done.stderr
+    assert launcher.wait(60) == 0
+    said = log.read_text()
+    assert "nightmill worker: the database" in said
+    assert "Traceback" not in said
+    assert "secret" not in said
 
 
 def test_a_fifth_gpu_and_one_that_has_a_worker_are_refused_before_any_child_starts(machine: Program) -> None:
