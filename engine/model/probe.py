@@ -97,12 +97,15 @@ def own_logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 def own_logits_of_decode(model: Any, ids: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
     """`expected` with the last row as transformers computes it when it decodes: a few models' single steps leave out
-    a bound on their time step that longer inputs have."""
+    a bound on their time step that longer inputs have. Raises ModelRefused if transformers cannot decode with it."""
     entrance, positions = Entrance.of(model), _positions(ids)
     own = DynamicCache(config=model.config.get_text_config())
-    with torch.inference_mode():
-        entrance.call(model, ids[:, :-1], positions[:, :-1], own)
-        last: torch.Tensor = entrance.call(model, ids[:, -1:], positions[:, -1:], own).logits[0]
+    try:
+        with torch.inference_mode():
+            entrance.call(model, ids[:, :-1], positions[:, :-1], own)
+            last: torch.Tensor = entrance.call(model, ids[:, -1:], positions[:, -1:], own).logits[0]
+    except Exception as error:  # foreign code: what it cannot do itself, it cannot do here
+        raise ModelRefused(f"{type(model).__name__} cannot decode with its own cache: {error}") from error
     return torch.cat([expected[:-1], last.float()])
 
 

@@ -102,6 +102,9 @@ STATE_FAMILIES: dict[str, Callable[[], Any]] = {
         **_NO_HEAD, **_HEAD, **_DELTA_NET, **_EXPERTS, shared_expert_intermediate_size=32
     ),
     "qwen3_5": lambda: transformers.Qwen3_5TextConfig(**_NO_HEAD, **_HEAD, **_DELTA_NET),
+    "qwen3_5_moe": lambda: transformers.Qwen3_5MoeTextConfig(
+        **_COMMON, **_DELTA_NET, **_EXPERTS, shared_expert_intermediate_size=32
+    ),
     "olmo_hybrid": lambda: transformers.OlmoHybridConfig(**_NO_HEAD, **_DELTA_NET),
     "kimi_linear": lambda: transformers.KimiLinearConfig(
         **_NO_HEAD | {"num_key_value_heads": 6},
@@ -114,6 +117,20 @@ STATE_FAMILIES: dict[str, Callable[[], Any]] = {
         v_head_dim=8,
         num_local_experts=4,
         num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        mlp_layer_types=["dense", "sparse", "dense", "sparse"],
+    ),
+    "bailing_hybrid": lambda: transformers.BailingHybridConfig(
+        **_COMMON | {"num_key_value_heads": 6, "head_dim": 8},
+        layer_types=_LAYERS,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
         moe_intermediate_size=32,
         mlp_layer_types=["dense", "sparse", "dense", "sparse"],
     ),
@@ -179,6 +196,9 @@ STATE_FAMILIES: dict[str, Callable[[], Any]] = {
     ),
     "lfm2_moe": lambda: transformers.Lfm2MoeConfig(
         **_NO_HEAD, **_EXPERTS, num_dense_layers=1, layer_types=["conv", "full_attention", "conv", "full_attention"]
+    ),
+    "lfm3": lambda: transformers.Lfm3Config(
+        **_NO_HEAD, sliding_window=WINDOW, layer_types=["conv", "full_attention", "sliding_attention", "conv"]
     ),
     "mamba": lambda: transformers.MambaConfig(**_PURE),
     "mamba2": lambda: transformers.Mamba2Config(**_PURE, head_dim=12, num_heads=8, n_groups=2, chunk_size=8),

@@ -34,7 +34,8 @@ class Subject:
 
     def engine(self, config: EngineConfig) -> Engine:
         assert config.num_blocks is not None
-        loaded = replace(self.loaded, num_blocks=config.num_blocks)
+        slots = config.num_state_slots or self.loaded.num_slots
+        loaded = replace(self.loaded, num_blocks=config.num_blocks, num_slots=slots)
         resolved = loaded.resolve(config)
         runner = ModelRunner(loaded, resolved)
         return Engine(runner, loaded.groups, resolved, loaded.eos_token_ids, loaded.max_model_len)
@@ -133,7 +134,23 @@ def test_preempted_sequences_resume_with_the_tokens_of_generate(family: str, sub
     assert sum(completion.counters.preemptions for completion in completions) > 0
 
 
-@pytest.mark.parametrize("family", ["gemma3", "llama"])
+@pytest.mark.parametrize("family", ["jamba", "lfm3", "mamba2", "qwen3_next"])
+def test_sequences_wait_for_a_state_slot_and_take_one_that_was_used(
+    family: str, subject: Callable[[str], Subject]
+) -> None:
+    expected = subject(family).expected
+    engine = subject(family).engine(replace(CONFIG, num_state_slots=3))
+    engine.start()
+
+    completions = complete(engine, requests([answer.prompt for answer in expected]))
+    engine.stop()
+
+    assert_expected(expected, completions)
+    assert [completion.counters.groups[-1].allocated for completion in completions] == [1] * len(expected)
+    assert engine.block_use("job")[-1].peak == 2
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llama", "qwen3_next"])
 def test_sampled_tokens_do_not_depend_on_the_neighbours(family: str, subject: Callable[[str], Subject]) -> None:
     prompts = [answer.prompt for answer in subject(family).expected]
     options = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 11, "num_samples": 2}
