@@ -18,6 +18,7 @@ class EngineConfig:
     max_sequences: int = 64  # sequences running at once: the batch target
     cache_bytes: int | None = None
     num_blocks: int | None = None  # blocks per layer group; overrides cache_bytes (tests, ablation)
+    num_state_slots: int | None = None  # slot 0 included; None: one for each of max_sequences, if memory allows
     max_model_len: int | None = None  # never above the model's own limit
     allow_block_sharing: bool = True
     use_prefix_sharing: bool = True

@@ -33,6 +33,15 @@ class Runner(Protocol):
         """The sequence has left the batch: drop what is kept for it alone. It may come back."""
 
 
+def _pool_size(group: LayerGroup, config: EngineConfig) -> int:
+    """Blocks, or state slots, of this group."""
+    size = config.num_blocks if group.has_blocks else config.num_state_slots
+    if size is None:
+        name = "num_blocks" if group.has_blocks else "num_state_slots"
+        raise ConfigError(f"{name} is not resolved; whoever sizes the memory must tell the engine")
+    return size
+
+
 class Engine:
     """Fed by any number of feeds at once; never drains between them.
 
@@ -48,14 +57,12 @@ class Engine:
         max_model_len: int,
         vocab_size: int | None = None,
     ) -> None:
-        if config.num_blocks is None:
-            raise ConfigError("num_blocks is not resolved; whoever sizes the KV memory must tell the engine")
         self.groups = groups  # what the counters of completions and `block_use` are per
         self._runner = runner
         self._max_sequences = config.max_sequences
         cache = KVCache(
             groups,
-            [config.num_blocks] * len(groups),
+            [_pool_size(group, config) for group in groups],
             max_chunk=config.max_batch_tokens,
             allow_block_sharing=config.allow_block_sharing,
             use_prefix_sharing=config.use_prefix_sharing,

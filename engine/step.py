@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from engine.request import SamplingParams
 
 NULL_BLOCK = 0
-"""Block 0 of every group: never allocated, stands for "not needed here"."""
+"""Block 0, or state slot 0, of every group: never allocated, stands for "not needed here"."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class Chunk:
     token_ids: Sequence[int]  # prompt + generated so far; read-only, longer than start + length is allowed
     start: int
     length: int
-    tables: tuple[Sequence[int], ...]  # per group: block id by absolute block position, NULL_BLOCK where not needed
+    tables: tuple[Sequence[int], ...]  # per group: block id by absolute block position, NULL_BLOCK where not needed;
+    # in a linear group only the state slot, which counts as zeros for a chunk that starts at 0
     samples: bool  # True when the chunk reaches the end of token_ids: its last row is sampled
     sampling: SamplingParams
     sample_index: int

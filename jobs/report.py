@@ -130,7 +130,7 @@ def _group(group: GroupStats) -> dict[str, Any]:
     return {
         "kind": group.kind,
         "layers": group.layers,
-        "block_size": group.block_size,
+        "block_size": group.block_size or None,  # a state slot holds any number of tokens
         "window": group.window,
         "blocks_allocated": group.blocks_allocated,
         "blocks_shared": group.blocks_shared,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from engine.cache.base import GroupManager
+from engine.cache.blocks import BlockManager
 from engine.cache.prefix import PrefixNode
 from engine.step import NULL_BLOCK
 
 
-class FullManager(GroupManager):
+class FullManager(BlockManager):
     """Valid prefixes are closed downwards: left to right, up to the first miss."""
 
     needs_ancestors = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-GroupKind = Literal["full", "sliding"]
+GroupKind = Literal["full", "sliding", "linear"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,16 +13,28 @@ class LayerGroup:
     """Layers that share one block table per sequence.
 
     `window` counts the current token: key j is visible to query i iff i - window < j <= i. None for full attention.
+    A linear group has no blocks: its layers keep a state per sequence, in a slot whose size the model side knows.
     """
 
     index: int
     kind: GroupKind
     layers: tuple[int, ...]
-    block_size: int  # tokens
+    block_size: int  # tokens; 0 in a linear group, whose slots hold any number of them
     window: int | None
     num_kv_heads: int
     key_dim: int
     value_dim: int
+
+    @classmethod
+    def of_states(cls, index: int, layers: tuple[int, ...]) -> LayerGroup:
+        """The linear group of a model: all its layers with a state."""
+        return cls(
+            index=index, kind="linear", layers=layers, block_size=0, window=None, num_kv_heads=0, key_dim=0, value_dim=0
+        )
+
+    @property
+    def has_blocks(self) -> bool:
+        return self.kind != "linear"
 
     def block_bytes(self, itemsize: int) -> int:
         """Bytes of one block over all layers of the group."""

@@ -9,6 +9,7 @@ from math import gcd
 from engine.cache.base import GroupManager, GroupTable
 from engine.cache.full import FullManager
 from engine.cache.groups import LayerGroup
+from engine.cache.linear import LinearManager, SlotPool
 from engine.cache.pool import BlockPool
 from engine.cache.prefix import PrefixNode, PrefixTree
 from engine.cache.sliding import SlidingManager
@@ -16,7 +17,15 @@ from engine.request import GroupCounters
 from engine.stats import BlockUse
 from engine.step import NULL_BLOCK
 
-_MANAGERS: dict[str, type[GroupManager]] = {"full": FullManager, "sliding": SlidingManager}
+_ORDER = ("full", "linear", "sliding")  # the fixed point ends soonest if the simplest rules cut first
+
+
+def _manager(group: LayerGroup, size: int, tree: PrefixTree, max_chunk: int) -> GroupManager:
+    """`size` counts blocks or state slots, id 0 included."""
+    if group.kind == "linear":
+        return LinearManager(group, SlotPool(size))
+    kind = FullManager if group.kind == "full" else SlidingManager
+    return kind(group, BlockPool(size), tree, max_chunk)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +65,24 @@ class KVCache:
     def __init__(
         self,
         groups: Sequence[LayerGroup],
-        num_blocks: Sequence[int],  # per group, block 0 included
+        num_blocks: Sequence[int],  # per group, block 0 included; in a linear group, state slots
         *,
         max_chunk: int,
         allow_block_sharing: bool = True,
         use_prefix_sharing: bool = True,
     ) -> None:
-        unit = gcd(*(group.block_size for group in groups))
-        self._tree = PrefixTree(unit, len(groups))
-        self._share_blocks = allow_block_sharing
-        self.shares_prefixes = allow_block_sharing and use_prefix_sharing
+        sizes = [group.block_size for group in groups if group.has_blocks]
+        self._tree = PrefixTree(gcd(*sizes) or 1, len(groups))
         self.managers: tuple[GroupManager, ...] = tuple(
-            _MANAGERS[group.kind](group, BlockPool(count), self._tree, max_chunk)
-            for group, count in zip(groups, num_blocks, strict=True)
+            _manager(group, size, self._tree, max_chunk) for group, size in zip(groups, num_blocks, strict=True)
         )
-        # The fixed point ends soonest if the groups with the simplest rule cut first.
-        self._by_kind = sorted(self.managers, key=lambda manager: manager.group.kind != "full")
+        self._share_blocks = allow_block_sharing and bool(sizes)
+        # A prefill may be skipped only where every group can go on. A linear group keeps no state of a prefix, so with
+        # one of those each sequence runs from its first token; blocks that turn out equal are merged all the same.
+        self.shares_prefixes = (
+            self._share_blocks and use_prefix_sharing and all(manager.can_resume for manager in self.managers)
+        )
+        self._by_kind = sorted(self.managers, key=lambda manager: _ORDER.index(manager.group.kind))
 
     def new_sequence(self, job: str) -> SequenceBlocks:
         return SequenceBlocks(job, len(self.managers))
@@ -107,7 +118,7 @@ class KVCache:
         """Free blocks per group that a sequence takes while it runs what the hit leaves and grows to `num_tokens`."""
         needs = []
         for manager, blocks in zip(self.managers, hit.blocks, strict=True):
-            in_use = sum(1 for block in blocks if manager.pool.ref[block])
+            in_use = sum(1 for block in blocks if block != NULL_BLOCK) - manager.num_waking(blocks)
             needs.append(max(0, manager.peak_blocks(num_tokens, num_missing) - in_use))
         return tuple(needs)
 
@@ -115,9 +126,7 @@ class KVCache:
         """Take the hit and room for the positions below `end`, in every group or in none."""
         assert not seq.path, "a running sequence takes no new hits"
         for manager, blocks in zip(self.managers, hit.blocks, strict=True):
-            waking = sum(1 for block in blocks if block != NULL_BLOCK and manager.pool.ref[block] == 0)
-            new = -(-end // manager.group.block_size) - len(blocks)
-            if waking + new > manager.pool.num_free:
+            if manager.num_waking(blocks) + manager.num_missing(blocks, end) > manager.pool.num_free:
                 return False
         # The hits of all groups come first: a fresh block of one must not evict the hit of another.
         for manager, table, blocks in zip(self.managers, seq.tables, hit.blocks, strict=True):
@@ -162,19 +171,18 @@ class KVCache:
         fits = True
         for manager, table in zip(self.managers, seq.tables, strict=True):
             manager.drop_behind(table, computed, seq.job)
-            fits = fits and manager.num_missing(table, end) <= manager.pool.num_free
+            fits = fits and manager.num_missing(table.blocks, end) <= manager.pool.num_free
         if fits:
             self._allocate(seq, end)
         return fits
 
     def _allocate(self, seq: SequenceBlocks, end: int) -> None:
         for manager, table in zip(self.managers, seq.tables, strict=True):
-            for node in manager.allocate(table, manager.num_missing(table, end), seq.job):
+            for node in manager.allocate(table, manager.num_missing(table.blocks, end), seq.job):
                 if manager.needs_ancestors:
                     self._forget_beyond(node, seq)
                 self._tree.prune(node)
-        sizes = zip(self.managers, seq.tables, strict=True)
-        seq.room = min(len(table.blocks) * manager.group.block_size for manager, table in sizes)
+        seq.room = min(manager.room(table) for manager, table in zip(self.managers, seq.tables, strict=True))
 
     def _forget_beyond(self, node: PrefixNode, seq: SequenceBlocks) -> None:
         """A full group has lost this prefix: no longer one can be resumed, so the other groups' blocks are dead too.
@@ -202,9 +210,7 @@ class KVCache:
         for index in range(seq.num_registered, computed // unit):
             node = seq.path[index]
             for manager, table in zip(self.managers, seq.tables, strict=True):
-                position, rest = divmod(index + 1, manager.units_per_block)
-                if rest == 0:
-                    manager.register(table, position - 1, node, seq.job)
+                manager.register(table, index, node, seq.job)
             if node.owner is seq:
                 node.owner = None
         seq.num_registered = computed // unit

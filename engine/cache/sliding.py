@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from engine.cache.base import GroupManager
+from engine.cache.blocks import BlockManager
 from engine.cache.prefix import PrefixNode
 from engine.step import NULL_BLOCK
 
 
-class SlidingManager(GroupManager):
+class SlidingManager(BlockManager):
     """Blocks are ordinary immutable blocks with holes behind the window, not a ring: a ring forgets the prefix.
 
     Valid prefixes are not closed downwards. A prefix of L tokens is valid if the blocks

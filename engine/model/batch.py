@@ -22,8 +22,39 @@ class PackedStep:
     spans: tuple[GroupSpans, ...]  # per group
 
 
+@dataclass(frozen=True, slots=True)
+class SlotBatch:
+    """Chunks of one length, all of which start their sequences, or none."""
+
+    length: int  # tokens of each
+    fresh: bool
+    slots: Int64Array  # [S]
+    columns: Int64Array  # [S * length] of the packed row
+
+
+def slot_batches(chunks: Sequence[Chunk], group: LayerGroup) -> tuple[SlotBatch, ...]:
+    """One step as the linear group sees it. All decodes are one batch."""
+    members: dict[tuple[int, bool], list[tuple[int, Int64Array]]] = {}
+    offset = 0
+    for chunk in chunks:
+        (slot,) = chunk.tables[group.index]
+        assert slot != NULL_BLOCK, f"sequence {chunk.sequence_id} has no state slot"
+        columns = np.arange(offset, offset + chunk.length)
+        members.setdefault((chunk.length, chunk.start == 0), []).append((slot, columns))
+        offset += chunk.length
+    return tuple(
+        SlotBatch(
+            length,
+            fresh,
+            np.array([slot for slot, _ in batch], dtype=np.int64),
+            np.concatenate([columns for _, columns in batch]),
+        )
+        for (length, fresh), batch in members.items()
+    )
+
+
 def pack(chunks: Sequence[Chunk], groups: Sequence[LayerGroup]) -> PackedStep:
-    """Lay the chunks side by side in their order."""
+    """Lay the chunks side by side in their order. `groups` are those with blocks."""
     starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
     lengths = np.array([chunk.length for chunk in chunks], dtype=np.int64)
     assert (lengths > 0).all(), "a chunk without tokens was scheduled"

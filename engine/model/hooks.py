@@ -1,4 +1,4 @@
-"""How transformers' attention layers reach us: a registered attention function and a cache object that stores nothing.
+"""How transformers' layers reach us: a registered attention function, and a cache object that stores nothing itself.
 
 The function is stateless and registered once. What it needs hangs on the attention module itself, under `SEAT`:
 an `AttentionSeat` owned by one engine, so that two engines live in one process without knowing each other.
@@ -6,13 +6,17 @@ an `AttentionSeat` owned by one engine, so that two engines live in one process 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
+from torch.nn import functional
 from transformers import AttentionInterface, DynamicCache
 
 from engine.attention.base import LayerTraits
 from engine.errors import ModelRefused
+from engine.model.states import StateHandler, StateKey
 
 # The name must not contain flash, sdpa, flex_attention, "paged|" or a slash: transformers gives each a meaning.
 ATTENTION_NAME = "nightmill"
@@ -49,10 +53,11 @@ class LayerHandler(Protocol):
 
 
 class AttentionSeat:
-    """What one engine's attention modules share: who handles the call, and which layer the cache was asked for last."""
+    """What one engine's modules share: who handles their calls, and which layer the cache was asked for last."""
 
-    def __init__(self, handler: LayerHandler) -> None:
+    def __init__(self, handler: LayerHandler, states: StateHandler | None = None) -> None:
         self.handler = handler
+        self.states = states
         self._noted: int | None = None
 
     def note(self, layer: int) -> None:
@@ -65,7 +70,9 @@ class AttentionSeat:
 
 
 class NotingCache(DynamicCache):  # type: ignore[misc]
-    """Hands keys and values straight on to the attention function, which pages them; notes whose they are."""
+    """Hands keys and values straight on to the attention function, which pages them, and notes whose they are. States
+    come from the seat's handler. Names of parameters are transformers' own: models pass some of them by keyword.
+    """
 
     def __init__(self, seat: AttentionSeat) -> None:
         super().__init__()
@@ -79,6 +86,46 @@ class NotingCache(DynamicCache):  # type: ignore[misc]
 
     def is_recording_past(self, layer_idx: int) -> bool:
         return False
+
+    @property
+    def _states(self) -> StateHandler:
+        assert self._seat.states is not None, "a state was asked for outside a step"
+        return self._seat.states
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """[S, channels, kernel]"""
+        return self._states.read(StateKey("conv", layer_idx, state_idx))
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> torch.Tensor | None:
+        """[S, heads, ...]"""
+        return self._states.read(StateKey("recurrent", layer_idx, state_idx))
+
+    def update_conv_state(
+        self,
+        conv_states: torch.Tensor,
+        layer_idx: int,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Keep the last columns of `conv_states` [S, channels, T]; returns them with what the kernel sees before."""
+        if conv_kernel_size is None:
+            raise ModelRefused(f"layer {layer_idx} does not say how long its convolution state is; it cannot be served")
+        key = StateKey("conv", layer_idx, state_idx)
+        before = self._states.read(key)
+        if before is not None:
+            seen = torch.cat([before, conv_states], dim=-1)
+        else:
+            seen = functional.pad(conv_states, (max(0, conv_kernel_size - conv_states.shape[-1]), 0))
+        self._states.write(key, seen[..., -conv_kernel_size:])
+        return seen
+
+    def update_recurrent_state(
+        self, recurrent_states: torch.Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> torch.Tensor:
+        """Keep `recurrent_states` [S, heads, ...]."""
+        self._states.write(StateKey("recurrent", layer_idx, state_idx), recurrent_states)
+        return recurrent_states
 
 
 def attention_function(
@@ -119,6 +166,29 @@ def attention_function(
     )
     out = seat.handler.attend(seat.take_layer(module), query[0], key[0], value[0], traits, sliding_window)
     return out.unsqueeze(0), None
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """The keyword by which a model takes its cache. Models of states alone know no positions."""
+
+    cache_keyword: Literal["past_key_values", "cache_params"]
+
+    @classmethod
+    def of(cls, model: Any) -> Entrance:
+        parameters = inspect.signature(model.forward).parameters
+        if "past_key_values" in parameters:
+            return cls("past_key_values")
+        if "cache_params" in parameters:
+            return cls("cache_params")
+        raise ModelRefused(f"{type(model).__name__} takes no cache that could be replaced; it cannot be served")
+
+    def call(self, model: Any, ids: torch.Tensor, positions: torch.Tensor, cache: DynamicCache) -> Any:
+        """One forward pass over the packed row; `ids` and `positions` are [1, T]."""
+        keywords: dict[str, Any] = {self.cache_keyword: cache}
+        if self.cache_keyword == "past_key_values":
+            keywords["position_ids"] = positions
+        return model(input_ids=ids, use_cache=False, **keywords)
 
 
 def connect(model: Any, seat: AttentionSeat) -> None:

@@ -15,10 +15,11 @@ from engine.errors import ModelRefused
 @dataclass(frozen=True, slots=True)
 class DeclaredLayer:
     """What the configuration says of one layer. `reads` is the layer whose keys and values it uses: itself, or for
-    a KV-shared layer its producer. None where the layer has no attention."""
+    a KV-shared layer its producer. None where the layer has no attention. A layer may have attention and a state."""
 
     window: int | None
     reads: int | None
+    has_state: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +49,15 @@ def declared_layers(config: Any) -> tuple[DeclaredLayer, ...]:
             layers.append(DeclaredLayer(None, index))
         elif kind == "sliding_attention":
             layers.append(DeclaredLayer(words["sliding_window"], index))
+        elif kind in ("linear_attention", "conv"):
+            layers.append(DeclaredLayer(None, None, has_state=True))
+        elif kind == "hybrid":
+            layers.append(DeclaredLayer(None, index, has_state=True))
+        elif kind == "hybrid_sliding":
+            layers.append(DeclaredLayer(words["sliding_window"], index, has_state=True))
         else:
-            raise ModelRefused(f"layer {index} is of type {kind!r}; only full and sliding attention can be served")
+            known = "only full and sliding attention and states can be served"
+            raise ModelRefused(f"layer {index} is of type {kind!r}; {known}")
     return tuple(layers)
 
 
@@ -64,12 +72,15 @@ def _producer(index: int, types: Sequence[str], sharing: Sequence[str | None]) -
 def layer_groups(
     declared: Sequence[DeclaredLayer], observed: Mapping[int, ObservedLayer], block_size: int
 ) -> tuple[LayerGroup, ...]:
-    """Layers with the same window and the same shape share a group; groups are in order of their first layer."""
+    """Layers with the same window and the same shape share a group; groups are in order of their first layer.
+
+    All layers with a state are one group, which comes last.
+    """
     members: dict[tuple[int | None, ObservedLayer], list[int]] = {}
     for index, layer in enumerate(declared):
         if layer.reads == index:
             members.setdefault((layer.window, observed[index]), []).append(index)
-    return tuple(
+    groups = [
         LayerGroup(
             index=number,
             kind="full" if window is None else "sliding",
@@ -81,4 +92,8 @@ def layer_groups(
             value_dim=shape.value_dim,
         )
         for number, ((window, shape), layers) in enumerate(members.items())
-    )
+    ]
+    with_state = tuple(index for index, layer in enumerate(declared) if layer.has_state)
+    if with_state:
+        groups.append(LayerGroup.of_states(len(groups), with_state))
+    return tuple(groups)

@@ -16,22 +16,26 @@ from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelRefused
 from engine.model import probe
-from engine.model.hooks import AttentionSeat, connect
-from engine.model.layers import DeclaredLayer, declared_layers, layer_groups
-from engine.model.memory import count_blocks, default_cache_bytes
+from engine.model.hooks import AttentionSeat, Entrance, connect
+from engine.model.layers import DeclaredLayer, ObservedLayer, declared_layers, layer_groups
+from engine.model.memory import cache_sizes
+from engine.model.mixers import connect_mixers, mixer_layers
 from engine.model.packed import can_pack, pack_linears
 from engine.model.project import HeadTap, ProjectedTiles, cut_head, recognise
+from engine.model.states import StateShapes, slot_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A model that is ready to run, and the facts that the rest of the engine is built from."""
 
-    model: Any  # the transformers module, its attention routed to `seat`, its linear layers packed
+    model: Any  # the transformers module, its attention and states routed to `seat`, its linear layers packed
+    entrance: Entrance
     config_text: str  # the model's config.json
     seat: AttentionSeat
     layers: tuple[DeclaredLayer, ...]
-    groups: tuple[LayerGroup, ...]
+    groups: tuple[LayerGroup, ...]  # a linear one comes last
+    states: StateShapes  # empty without a linear group
     num_heads: int  # the most that any layer has
     tap: HeadTap | None  # None: the model has no output layer that we know how to replace
     head: ProjectedTiles | None  # None: take the logits that the model returns
@@ -39,12 +43,27 @@ class LoadedModel:
     max_model_len: int
     vocab_size: int
     num_blocks: int
+    num_slots: int
     dtype: torch.dtype
     device: torch.device
 
     def resolve(self, config: EngineConfig) -> EngineConfig:
         """`config` with the numbers that only the model could tell filled in."""
-        return replace(config, num_blocks=self.num_blocks, max_model_len=self.max_model_len)
+        return replace(
+            config,
+            num_blocks=self.num_blocks,
+            num_state_slots=self.num_slots or None,
+            max_model_len=self.max_model_len,
+        )
+
+    @property
+    def paged_groups(self) -> tuple[LayerGroup, ...]:
+        """The groups with blocks, each at the place of its index."""
+        return tuple(group for group in self.groups if group.has_blocks)
+
+    @property
+    def linear_group(self) -> LayerGroup | None:
+        return next((group for group in self.groups if not group.has_blocks), None)
 
 
 def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
@@ -59,42 +78,81 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
         # The default's matrix shapes depend on the batch; this one's do not.
         model.set_experts_implementation("eager")
 
+    hooked = _hook(model, config.packed_weights and can_pack(model))
+    groups = layer_groups(hooked.declared, hooked.observed, config.block_size)
+    dtype = model.dtype
+    sizes = cache_sizes(groups, slot_bytes(hooked.states), dtype.itemsize, device, config)
+    return LoadedModel(
+        model=model,
+        entrance=hooked.entrance,
+        config_text=json.dumps(text_config.to_dict(), default=str),
+        seat=hooked.seat,
+        layers=hooked.declared,
+        groups=groups,
+        states=hooked.states,
+        num_heads=max((shape.num_heads for shape in hooked.observed.values()), default=0),
+        tap=hooked.tap,
+        head=hooked.head,
+        eos_token_ids=_eos_token_ids(model),
+        max_model_len=_max_model_len(text_config, config.max_model_len),
+        vocab_size=hooked.vocab_size,
+        num_blocks=sizes.num_blocks,
+        num_slots=sizes.num_slots,
+        dtype=dtype,
+        device=device,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hooked:
+    """A model behind our hooks, and what the probe saw of it."""
+
+    entrance: Entrance
+    seat: AttentionSeat
+    declared: tuple[DeclaredLayer, ...]
+    observed: dict[int, ObservedLayer]
+    states: StateShapes
+    tap: HeadTap | None
+    head: ProjectedTiles | None
+    vocab_size: int
+
+
+def _hook(model: Any, pack: bool) -> _Hooked:
+    """Route attention and states to a seat and replace what is to be packed; the logits must stay the model's own."""
+    device, text_config = model.device, model.config.get_text_config()
     declared = declared_layers(text_config)
     ids = probe.probe_ids(int(text_config.vocab_size), device)
     expected = probe.own_logits(model, ids)
-    handler = probe.ProbeHandler(declared)
-    seat = AttentionSeat(handler)
+    entrance = Entrance.of(model)
+    probe.check_mixers(declared, mixer_layers(model), entrance)
+    has_states = any(layer.has_state for layer in declared)
+    expected_cut = probe.own_logits_of_decode(model, ids, expected) if has_states else expected
+
+    handler, states = probe.ProbeHandler(declared), probe.ProbeStates(declared, device)
+    seat = AttentionSeat(handler, states)
     connect(model, seat)
-    pack = config.packed_weights and can_pack(model)
+    connect_mixers(model, seat)
     tap, head = _take_head(model, ids, seat, expected, pack)
-    probe.check_every_layer(declared, handler.observed)
+    probe.check_every_layer(declared, handler.observed, states.observed)
     if pack:
         pack_linears(model)
     observed = dict(handler.observed)
     handler.observed.clear()
+    seat.states = probe.cut_states(states.observed, device)
     logits = probe.hooked_logits(model, ids, seat)
     if tap is not None and head is not None:
         logits = torch.cat([tile for _, tile in head(tap.take())], dim=1)
-    probe.check_same(expected, logits, "packed weights and a tiled output layer")
-
-    groups = layer_groups(declared, observed, config.block_size)
-    dtype = model.dtype
-    return LoadedModel(
-        model=model,
-        config_text=json.dumps(text_config.to_dict(), default=str),
+    changes = "packed weights, a tiled output layer and states carried over cuts"
+    probe.check_same(model.dtype, expected_cut, logits, changes)
+    return _Hooked(
+        entrance=entrance,
         seat=seat,
-        layers=declared,
-        groups=groups,
-        num_heads=max(shape.num_heads for shape in observed.values()),
+        declared=declared,
+        observed=observed,
+        states=dict(states.observed),
         tap=tap,
         head=head,
-        eos_token_ids=_eos_token_ids(model),
-        max_model_len=_max_model_len(text_config, config.max_model_len),
         vocab_size=expected.shape[1],
-        num_blocks=config.num_blocks
-        or count_blocks(groups, dtype.itemsize, config.cache_bytes or default_cache_bytes(device)),
-        dtype=dtype,
-        device=device,
     )
 
 
@@ -127,7 +185,7 @@ def _take_head(
         tap = HeadTap(linear)
         model.set_output_embeddings(tap)
     final = probe.hooked_logits(model, ids, seat)
-    probe.check_same(expected, final, "attention over a packed row")
+    probe.check_same(model.dtype, expected, final, "attention over a packed row")
     if tap is None:
         return None, None
     raw = linear(tap.take()).float()

@@ -9,16 +9,22 @@ Every group has the same number of blocks. Block 0 is never written: a gather re
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import psutil
 import torch
 
 from engine.cache.groups import LayerGroup
+from engine.config import EngineConfig
 from engine.errors import ConfigError
 
 _CPU_SHARE, _CPU_CAP = 0.25, 4 << 30
 _DEVICE_SHARE = 0.80  # of what is free once the weights are in place
+_MOST_FOR_SLOTS = 0.5  # of the cache, unless a number of slots was asked for
+
+_log = logging.getLogger(__name__)
 
 
 def default_cache_bytes(device: torch.device) -> int:
@@ -29,16 +35,47 @@ def default_cache_bytes(device: torch.device) -> int:
     return min(int(psutil.virtual_memory().available * _CPU_SHARE), _CPU_CAP)
 
 
-def count_blocks(groups: Sequence[LayerGroup], itemsize: int, cache_bytes: int) -> int:
-    """Blocks per group that `cache_bytes` hold, block 0 included."""
-    per_block = sum(group.block_bytes(itemsize) for group in groups)
-    blocks = cache_bytes // per_block
-    if blocks < 2:
-        raise ConfigError(
-            f"cache_bytes is {cache_bytes}, but one block of every layer takes {per_block} bytes; "
-            f"give at least {2 * per_block}"
+@dataclass(frozen=True, slots=True)
+class CacheSizes:
+    """How much of everything there is. Id 0 of each is included, and never used."""
+
+    num_blocks: int  # per group with blocks
+    num_slots: int  # 0 in a model without state layers
+
+
+def cache_sizes(
+    groups: Sequence[LayerGroup], slot_bytes: int, itemsize: int, device: torch.device, config: EngineConfig
+) -> CacheSizes:
+    """Slots first, one for each sequence that may run, and blocks for the rest of `cache_bytes`."""
+    wanted = config.num_state_slots or config.max_sequences + 1
+    if config.num_blocks is not None:
+        return CacheSizes(config.num_blocks, wanted if slot_bytes else 0)
+    cache_bytes = config.cache_bytes or default_cache_bytes(device)
+    if not slot_bytes:
+        return CacheSizes(count_blocks(groups, itemsize, cache_bytes), 0)
+    num_slots = wanted
+    if config.num_state_slots is None:
+        num_slots = max(2, min(wanted, int(cache_bytes * _MOST_FOR_SLOTS) // slot_bytes))
+    if num_slots < wanted:
+        _log.warning(
+            "the states of one sequence take %d bytes, so at most %d sequences run at once instead of %d; "
+            "a larger cache_bytes (now %d) lets more run",
+            *(slot_bytes, num_slots - 1, wanted - 1, cache_bytes),
         )
-    return blocks
+    return CacheSizes(count_blocks(groups, itemsize, cache_bytes, num_slots * slot_bytes), num_slots)
+
+
+def count_blocks(groups: Sequence[LayerGroup], itemsize: int, cache_bytes: int, state_bytes: int = 0) -> int:
+    """Blocks per group that `cache_bytes` hold beside the states, block 0 included; 0 if no group has blocks."""
+    per_block = sum(group.block_bytes(itemsize) for group in groups)
+    least = 2 * per_block + state_bytes
+    if cache_bytes < least:
+        states = f" and the states of the running sequences {state_bytes}" if state_bytes else ""
+        raise ConfigError(
+            f"cache_bytes is {cache_bytes}, but one block of every layer takes {per_block} bytes{states}; "
+            f"give at least {least}"
+        )
+    return (cache_bytes - state_bytes) // per_block if per_block else 0
 
 
 class KVMemory:

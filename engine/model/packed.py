@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -39,12 +40,21 @@ def can_pack(model: nn.Module) -> bool:
     return on_cpu and bool(torch._C._has_mkldnn)
 
 
+def _text(kind: type[nn.Module]) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # no text: built-in, or made at run time
+        return ""
+
+
 def pack_linears(model: nn.Module) -> int:
-    """Replace every plain `nn.Linear` below `model`; returns how many. Their first weights are let go."""
+    """Replace the plain `nn.Linear` layers below `model`; returns how many. Their first weights are let go."""
+    texts = {kind: _text(kind) for kind in {type(module) for module in model.modules()}}
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:  # a subclass may compute something else
+            # A subclass may compute something else; and what reads the weights itself needs them as they are.
+            if type(child) is nn.Linear and f"self.{name}.weight" not in texts[type(parent)]:
                 setattr(parent, name, PackedLinear(child.weight, child.bias))
                 count += 1
     return count

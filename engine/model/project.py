@@ -52,9 +52,10 @@ def recognise(raw: torch.Tensor, final: torch.Tensor, softcap: float | None) -> 
 class HeadTap(nn.Module):
     """Stands where the output layer stood. `columns` says which rows of the packed row sample in this step."""
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.linear = linear
+        self.linear: nn.Module = linear
+        self.weight = linear.weight.new_empty(0)  # some models read its dtype
         self.passes_through = True  # False: only keep the hidden rows
         self.columns: torch.Tensor | None = None
         self.hidden: torch.Tensor | None = None  # [rows, hidden_size], of the last forward pass

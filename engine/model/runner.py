@@ -10,12 +10,14 @@ import torch
 from engine.attention.base import AttentionBackend, GroupPlan, LayerTraits
 from engine.attention.choose import choose_backend
 from engine.attention.pick import Best
+from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
-from engine.model.batch import PackedStep, pack
+from engine.model.batch import PackedStep, SlotBatch, pack, slot_batches
 from engine.model.hooks import NotingCache
 from engine.model.load import LoadedModel
 from engine.model.memory import KVMemory
 from engine.model.project import Tiles, fill_logits, given_tiles
+from engine.model.states import RowPart, SlotStates, StateMemory
 from engine.sampler import Sampler, SampleRow, is_plain_greedy
 from engine.step import Chunk, Sampled, Step
 
@@ -27,7 +29,7 @@ class PagedLayers:
         self._memory = memory
         self._backend = backend
         self._device = loaded.device
-        owner = {layer: group.index for group in loaded.groups for layer in group.layers}
+        owner = {layer: group.index for group in loaded.paged_groups for layer in group.layers}
         self._reads = {index: layer.reads for index, layer in enumerate(loaded.layers) if layer.reads is not None}
         self._group_of = {index: owner[reads] for index, reads in self._reads.items()}
         self._plans: tuple[GroupPlan, ...] = ()
@@ -53,6 +55,25 @@ class PagedLayers:
         return self._plans[group].attend(query, self._memory.keys[reads], self._memory.values[reads], traits)
 
 
+class SlottedLayers:
+    """Handles the state layers of one step: cuts the row into batches and lends each the states of its slots."""
+
+    def __init__(self, loaded: LoadedModel, group: LayerGroup) -> None:
+        self._group = group
+        self._device = loaded.device
+        self.states = SlotStates(StateMemory(loaded.states, loaded.num_slots, loaded.device))
+
+    def begin(self, chunks: Sequence[Chunk]) -> None:
+        batches = slot_batches(chunks, self._group)
+        alone = len(batches) == 1  # then the row is the batch
+        self.states.begin([self._part(batch, alone) for batch in batches])
+
+    def _part(self, batch: SlotBatch, alone: bool) -> RowPart:
+        slots = torch.from_numpy(batch.slots).to(self._device)
+        columns = None if alone else torch.from_numpy(batch.columns).to(self._device)
+        return RowPart(batch.length, batch.fresh, slots, columns)
+
+
 class ModelRunner:
     """Owns the model and its memory; one caller, one step at a time."""
 
@@ -61,14 +82,18 @@ class ModelRunner:
             torch.set_num_threads(config.threads)
         self._loaded = loaded
         self._device = loaded.device
-        self._memory = KVMemory(loaded.groups, loaded.num_blocks, loaded.dtype, loaded.device)
+        self._groups = loaded.paged_groups
+        self._memory = KVMemory(self._groups, loaded.num_blocks, loaded.dtype, loaded.device)
         self.backend = choose_backend(
-            loaded.groups, loaded.num_heads, loaded.dtype, loaded.device, config.native_attention
+            self._groups, loaded.num_heads, loaded.dtype, loaded.device, config.native_attention
         )
         self._layers = PagedLayers(loaded, self._memory, self.backend)
         self._cache = NotingCache(loaded.seat)
         self._sampler = Sampler(loaded.vocab_size, loaded.device)
+        linear = loaded.linear_group
+        self._slotted = None if linear is None else SlottedLayers(loaded, linear)
         loaded.seat.handler = self._layers
+        loaded.seat.states = None if self._slotted is None else self._slotted.states
 
     def forget(self, sequence_id: int) -> None:
         """Nothing is kept per sequence."""
@@ -76,8 +101,10 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, step: Step) -> list[Sampled]:
         """One forward pass; one `Sampled` for each chunk that samples, in order."""
-        packed = pack(step.chunks, self._loaded.groups)
+        packed = pack(step.chunks, self._groups)
         self._layers.begin(packed)
+        if self._slotted is not None:
+            self._slotted.begin(step.chunks)
         rows, tiles = self._forward(packed)
         return self._sample([chunk for chunk in step.chunks if chunk.samples], rows, tiles)
 
@@ -87,11 +114,11 @@ class ModelRunner:
         columns = torch.from_numpy(packed.sampling_columns).to(self._device)
         if loaded.tap is not None:
             loaded.tap.columns = columns
-        output = loaded.model(
-            input_ids=torch.from_numpy(packed.token_ids).to(self._device).unsqueeze(0),
-            position_ids=torch.from_numpy(packed.positions).to(self._device).unsqueeze(0),
-            past_key_values=self._cache,
-            use_cache=False,
+        output = loaded.entrance.call(
+            loaded.model,
+            torch.from_numpy(packed.token_ids).to(self._device).unsqueeze(0),
+            torch.from_numpy(packed.positions).to(self._device).unsqueeze(0),
+            self._cache,
         )
         if loaded.tap is None:
             return output.logits[0].index_select(0, columns), given_tiles

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from storage.errors import Fenced
@@ -40,6 +42,19 @@ def test_a_segment_is_recorded_with_its_counts_and_statistics(repository: Reposi
         ("sliding", 0, 9),
     ]
     assert [(group.layers, group.window) for group in stats.groups] == [(3, None), (15, 512)]
+    repository.check_integrity()
+
+
+def test_a_group_of_state_slots_is_kept_with_its_kind(repository: Repository) -> None:
+    shard = running_shard(repository)
+    slots = GroupStats(index=1, kind="linear", layers=6, block_size=0, window=None, blocks_allocated=9, blocks_peak=4.0)
+    stats = stats_of(9)
+
+    repository.seal_segment(shard.id, segment(shard, succeeded=9), replace(stats, groups=(stats.groups[0], slots)))
+
+    full, linear = repository.job_stats(shard.job_id).groups
+    assert (full.kind, full.blocks_allocated) == ("full", 18)
+    assert linear == slots
     repository.check_integrity()
 
 

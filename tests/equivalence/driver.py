@@ -51,6 +51,9 @@ class Driver:
     def _sequence(self, index: int, count: int, prompt: Sequence[int], new_tokens: int) -> Driven:
         tables = []
         for group in self._groups:
+            if not group.has_blocks:
+                tables.append([1 + index])
+                continue
             blocks = (len(prompt) + new_tokens) // group.block_size + 1
             tables.append([1 + index + count * position for position in range(blocks)])
         return Driven(list(prompt), len(prompt), tuple(tables))

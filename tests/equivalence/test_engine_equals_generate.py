@@ -15,6 +15,7 @@ from engine.model.load import LoadedModel, load_model
 from engine.model.runner import ModelRunner
 from engine.request import Completion, Request, SamplingParams
 from tests.equivalence import tiny
+from tests.equivalence.families import ATTENTION_FAMILIES, FAMILIES, PURE_STATE_FAMILIES, STATE_FAMILIES, WINDOW
 
 NEW_TOKENS = 24
 SHARED = 29  # more than twice the window of 12, and not a multiple of the block size of 4
@@ -24,6 +25,7 @@ TIGHT: dict[str, Any] = {
     "num_blocks": 24,
     "max_sequences": 8,
     "max_batch_tokens": 16,
+    "num_state_slots": 9,
 }  # the longest row takes 21 blocks
 TIMEOUT_S = 60
 CONFIG = EngineConfig(block_size=4, max_batch_tokens=24, max_sequences=4, num_blocks=200)
@@ -39,7 +41,8 @@ class Subject:
 
     def engine(self, config: EngineConfig) -> Engine:
         assert config.num_blocks is not None
-        loaded = replace(self.loaded, num_blocks=config.num_blocks)
+        slots = config.num_state_slots or self.loaded.num_slots
+        loaded = replace(self.loaded, num_blocks=config.num_blocks, num_slots=slots)
         resolved = loaded.resolve(config)
         runner = ModelRunner(loaded, resolved)
         return Engine(runner, loaded.groups, resolved, loaded.eos_token_ids, loaded.max_model_len)
@@ -95,7 +98,7 @@ SHARING_MODES = {
 
 
 @pytest.mark.parametrize("config", SHARING_MODES.values(), ids=SHARING_MODES.keys())
-@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_sharing_mode_gives_the_tokens_of_generate(
     family: str, config: EngineConfig, subject: Callable[[str], Subject]
 ) -> None:
@@ -110,7 +113,8 @@ def test_every_sharing_mode_gives_the_tokens_of_generate(
     assert_expected(expected, first)
     assert_expected(expected, again)
     cached = [completion.counters.cached_tokens for completion in again]
-    assert all(cached) if config.use_prefix_sharing else not any(cached)
+    resumes = config.use_prefix_sharing and family not in STATE_FAMILIES  # no state is kept at the end of a prefix yet
+    assert all(cached) if resumes else not any(cached)
 
 
 def teach_short_answers(engine: Engine) -> None:
@@ -123,14 +127,21 @@ def teach_short_answers(engine: Engine) -> None:
     assert {completion.finish_reason for completion in complete(engine, rows)} == {"stop"}
 
 
-@pytest.mark.parametrize("config", SHARING_MODES.values(), ids=SHARING_MODES.keys())
-@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+# Models with a state resume from nothing, whatever is shared; without blocks nothing runs out.
+PREEMPTED = [
+    *((family, mode) for family in sorted(ATTENTION_FAMILIES) for mode in SHARING_MODES),
+    *((family, next(iter(SHARING_MODES))) for family in sorted(STATE_FAMILIES.keys() - PURE_STATE_FAMILIES)),
+]
+
+
+@pytest.mark.parametrize(("family", "mode"), PREEMPTED)
 def test_preempted_sequences_resume_with_the_tokens_of_generate(
-    family: str, config: EngineConfig, subject: Callable[[str], Subject]
+    family: str, mode: str, subject: Callable[[str], Subject]
 ) -> None:
     """The short prompts come first: they grow in every group, at the cost of the younger, longer ones behind them."""
+    config = SHARING_MODES[mode]
     short, long = subject(family).short, subject(family).expected
-    assert min(LENGTHS) > 2 * tiny.WINDOW
+    assert min(LENGTHS) > 2 * WINDOW
     engine = subject(family).engine(replace(config, **TIGHT))
     engine.start()
     teach_short_answers(engine)
@@ -142,10 +153,27 @@ def test_preempted_sequences_resume_with_the_tokens_of_generate(
     behind = [completion.counters for completion in completions[len(short) :]]
     assert sum(counters.preemptions for counters in behind) > 0
     assert sum(counters.recomputed_tokens for counters in behind) > 0
-    assert (sum(counters.cached_tokens for counters in behind) > 0) == config.use_prefix_sharing
+    resumes = config.use_prefix_sharing and family not in STATE_FAMILIES
+    assert (sum(counters.cached_tokens for counters in behind) > 0) == resumes
 
 
-@pytest.mark.parametrize("family", ["gemma3", "llama"])
+@pytest.mark.parametrize("family", ["jamba", "lfm3", "mamba2", "qwen3_next"])
+def test_sequences_wait_for_a_state_slot_and_take_one_that_was_used(
+    family: str, subject: Callable[[str], Subject]
+) -> None:
+    expected = subject(family).expected
+    engine = subject(family).engine(replace(CONFIG, num_state_slots=3))
+    engine.start()
+
+    completions = complete(engine, requests([answer.prompt for answer in expected]))
+    engine.stop()
+
+    assert_expected(expected, completions)
+    assert [completion.counters.groups[-1].allocated for completion in completions] == [1] * len(expected)
+    assert engine.block_use("job")[-1].peak == 2
+
+
+@pytest.mark.parametrize("family", ["gemma3", "llama", "qwen3_next"])
 def test_sampled_tokens_do_not_depend_on_the_neighbours(family: str, subject: Callable[[str], Subject]) -> None:
     prompts = [answer.prompt for answer in subject(family).expected]
     options = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 11, "num_samples": 2}

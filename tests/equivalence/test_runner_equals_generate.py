@@ -12,6 +12,7 @@ from engine.model.load import load_model
 from engine.model.runner import ModelRunner
 from tests.equivalence import tiny
 from tests.equivalence.driver import Driver
+from tests.equivalence.families import FAMILIES
 
 NEW_TOKENS = 20
 LENGTHS = (1, 5, 23, 40)  # the window is 12, so two prompts are longer than it and all outputs cross it
@@ -30,7 +31,7 @@ def expected(tiny_model: Callable[[str], Path]) -> Callable[[str], list[tiny.Exp
 
 
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
-@pytest.mark.parametrize("family", sorted(tiny.FAMILIES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_every_chunk_size_gives_the_tokens_of_generate(
     family: str,
     fast: bool,

@@ -1,70 +1,18 @@
-"""Tiny random-weight models of the families that must be served, and what transformers' `generate` says of them."""
+"""Tiny random-weight models of `families`, and what transformers' `generate` says of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM
 
-VOCAB_SIZE = 211
-WINDOW = 12
+from tests.equivalence.families import FAMILIES, VOCAB_SIZE
+
 TIE = 1e-4
 """Two tokens whose logits differ by less than this are equally good: random weights produce near ties."""
-
-_COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-_MIXED = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
-
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "llama": lambda: transformers.LlamaConfig(**_COMMON),
-    "qwen3": lambda: transformers.Qwen3Config(**_COMMON),
-    "mistral": lambda: transformers.MistralConfig(**_COMMON, sliding_window=WINDOW),
-    "gemma2": lambda: transformers.Gemma2Config(
-        **_COMMON,
-        sliding_window=WINDOW,
-        layer_types=_MIXED,
-        query_pre_attn_scalar=16,
-        attn_logit_softcapping=2.0,
-        final_logit_softcapping=5.0,
-    ),
-    "gemma3": lambda: transformers.Gemma3TextConfig(
-        **_COMMON, sliding_window=WINDOW, layer_types=_MIXED, query_pre_attn_scalar=16
-    ),
-    "gpt_oss": lambda: transformers.GptOssConfig(
-        **_COMMON, sliding_window=WINDOW, layer_types=_MIXED, num_local_experts=4, num_experts_per_tok=2
-    ),
-    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
-        **{key: value for key, value in _COMMON.items() if key != "head_dim"} | {"hidden_size": 96},
-        sliding_window=WINDOW,
-        use_sliding_window=True,
-        layer_types=_MIXED,
-        num_experts=4,
-        num_experts_per_tok=2,
-        moe_intermediate_size=32,
-        shared_expert_intermediate_size=32,
-    ),
-    "granite": lambda: transformers.GraniteConfig(
-        **{key: value for key, value in _COMMON.items() if key != "head_dim"} | {"hidden_size": 96},
-        logits_scaling=4.0,
-    ),
-}
 
 
 def make_model(family: str, folder: Path) -> Path:

@@ -185,37 +185,37 @@ def test_a_job_of_which_every_row_fails_has_failed(program: Program, tiny_model:
 
 
 @pytest.fixture
-def recurrent_model(tiny_model: Path, tmp_path: Path) -> Path:
-    """A real model with random weights whose first layer is a convolution."""
+def foreign_model(tiny_model: Path, tmp_path: Path) -> Path:
+    """A real model with random weights whose first layer keeps its state on itself, where no cache can own it."""
     import torch
-    from transformers import Lfm2Config, Lfm2ForCausalLM
+    from transformers import RecurrentGemmaConfig, RecurrentGemmaForCausalLM
 
     torch.manual_seed(0)
-    config = Lfm2Config(
+    config = RecurrentGemmaConfig(
         vocab_size=257,
         hidden_size=32,
         intermediate_size=32,
+        lru_width=32,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         max_position_embeddings=32,
-        layer_types=["conv", "full_attention"],
+        attention_window_size=16,
+        block_types=("recurrent", "attention"),
     )
-    folder = tmp_path / "recurrent"
-    Lfm2ForCausalLM(config).save_pretrained(folder)
+    folder = tmp_path / "foreign"
+    RecurrentGemmaForCausalLM(config).save_pretrained(folder)
     shutil.copy(tiny_model / "tokenizer.json", folder)
     return folder
 
 
-def test_a_model_that_cannot_be_served_fails_the_job_and_names_the_layer(
-    program: Program, recurrent_model: Path
-) -> None:
+def test_a_model_that_cannot_be_served_fails_the_job_and_names_the_layer(program: Program, foreign_model: Path) -> None:
     good = write(program.folder / "in.parquet", GOOD)
     real = replace(program, settings={"NIGHTMILL_ENGINE_FACTORY": "jobs.engines:real_engine"})
 
-    done = real.submit(good, "-o", "OUT", "--model", recurrent_model, "--max-tokens", "4")
+    done = real.submit(good, "-o", "OUT", "--model", foreign_model, "--max-tokens", "4")
 
     assert done.returncode == 5, done.stderr
-    assert "layer 0 is of type" in done.stderr
+    assert "layer 0 keeps a state in a way that is not known" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (program.folder / "OUT").exists()

@@ -2,7 +2,8 @@
 
 It keeps "KV" like a real one: each position of each group's block stores the hash of all tokens up to there. A token is
 sampled from that hash after reading the whole visible context back through the tables, so a wrong block, a stale one,
-or one written too early changes the tokens, or fails on the spot.
+or one written too early changes the tokens, or fails on the spot. A state slot stores the hash of all tokens that ran
+through it, so a slot that is shared, stale or not started anew fails as well.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 
 from engine.cache.groups import LayerGroup
+from engine.cache.linear import SlotPool
 from engine.cache.pool import BlockPool
 from engine.step import NULL_BLOCK, Chunk, Sampled, Step
 
@@ -45,10 +47,11 @@ def reference(
 class FakeRunner:
     """`pools`, when given, lets it check that no shared or registered block is ever written."""
 
-    def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[BlockPool] = ()) -> None:
+    def __init__(self, groups: Sequence[LayerGroup], pools: Sequence[BlockPool | SlotPool] = ()) -> None:
         self.groups = groups
         self.pools = pools
         self.kv: list[dict[tuple[int, int], int]] = [{} for _ in groups]
+        self.slots: list[dict[int, int]] = [{} for _ in groups]
         self._states: dict[int, list[int]] = {}  # per sequence: the digest of its first i tokens, at i
         self.num_steps = 0
         self.forgotten: list[int] = []
@@ -61,6 +64,10 @@ class FakeRunner:
         self.largest_step = max(self.largest_step, step.num_tokens)
         if self.num_steps == self.fails_at_step:
             raise RuntimeError("the device is gone")
+        for group in self.groups:
+            if not group.has_blocks:
+                slots = [slot for chunk in step.chunks for slot in chunk.tables[group.index]]
+                assert len(slots) == len(set(slots)) == len(step.chunks), "two sequences have one state slot"
         ends = [self._run_chunk(chunk) for chunk in step.chunks]
         return [
             Sampled(
@@ -84,6 +91,9 @@ class FakeRunner:
         for position in range(len(states) - 1, end):
             states.append(digest(states[position], chunk.token_ids[position]))
         for group, table, kv in zip(self.groups, chunk.tables, self.kv, strict=True):
+            if not group.has_blocks:
+                self._carry_state(group, table, chunk, states)
+                continue
             first = 0 if group.window is None else max(0, chunk.start - group.window + 1)
             for position in range(first, end):
                 index, offset = divmod(position, group.block_size)
@@ -96,6 +106,15 @@ class FakeRunner:
                     found = kv.get((block, offset))
                     assert found == states[position + 1], f"position {position} of group {group.index} holds another"
         return states[end]
+
+    def _carry_state(self, group: LayerGroup, table: Sequence[int], chunk: Chunk, states: Sequence[int]) -> None:
+        (slot,) = table
+        assert slot != NULL_BLOCK, "a state goes to the NULL slot"
+        if self.pools:
+            assert self.pools[group.index].taken[slot], "a state goes to a slot that is free"
+        before = self.slots[group.index].get(slot) if chunk.start else 0
+        assert before == states[chunk.start], f"slot {slot} does not hold the state after {chunk.start} tokens"
+        self.slots[group.index][slot] = states[chunk.start + chunk.length]
 
     def _check_writable(self, group: LayerGroup, block: int) -> None:
         assert block != NULL_BLOCK, "a write goes to the NULL block"

@@ -26,6 +26,8 @@ def group(index: int, window: int | None = None, block_size: int = 4) -> LayerGr
 
 FULL = (group(0),)
 HYBRID = (group(0), group(1, window=10))
+STATES = LayerGroup.of_states(0, (0,))
+LINEAR = (group(0), LayerGroup.of_states(1, (1, 2)))
 
 
 def request(
@@ -50,7 +52,7 @@ class Harness:
         self,
         groups: tuple[LayerGroup, ...] = HYBRID,
         *,
-        num_blocks: int | Sequence[int] = 200,
+        num_blocks: int | Sequence[int] = 200,  # and state slots
         max_batch_tokens: int = 32,
         max_sequences: int = 8,
         max_model_len: int = 10_000,
@@ -105,7 +107,7 @@ class Harness:
     def check_all_returned(self) -> None:
         for manager in self.cache.managers:
             assert manager.pool.num_free == manager.pool.capacity, "a block was not given back"
-            assert not any(manager.pool.ref)
+            assert not any(manager.pool.ref if manager.group.has_blocks else manager.pool.taken)
 
 
 def total(harness: Harness) -> Counters:

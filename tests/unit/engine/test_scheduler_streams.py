@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,9 +24,13 @@ GROUP_SETS = (
     (group(0), group(1, window=10)),
     (group(0), group(1, window=1)),
     (group(0, block_size=8), group(1, window=3), group(2, window=9, block_size=2)),
+    (group(0), LayerGroup.of_states(1, (1,))),
+    (group(0, block_size=8), group(1, window=9, block_size=2), LayerGroup.of_states(2, (2, 3))),
+    (LayerGroup.of_states(0, (0,)),),
 )
-# A window holds as much at the start as ever after, so only full attention can outgrow what admission saw.
-WITH_FULL = tuple(groups for groups in GROUP_SETS if groups[0].window is None)
+# A window or a state holds as much at the start as ever after: only full attention can outgrow what admission saw.
+WITH_FULL = tuple(groups for groups in GROUP_SETS if groups[0].kind == "full")
+IDS = ["full", "hybrid", "window of 1", "three sizes", "full and states", "three kinds"]
 
 
 @st.composite
@@ -35,7 +40,7 @@ def streams(draw: st.DrawFn) -> tuple[Harness, list[list[Request]]]:
     spare = 1 + draw(st.integers(0, 6))
     harness = Harness(
         groups,
-        num_blocks=[spare + item.peak_blocks(LONGEST, max_batch_tokens) for item in groups],
+        num_blocks=[spare + peak(item, LONGEST, max_batch_tokens) for item in groups],
         max_batch_tokens=max_batch_tokens,
         max_sequences=draw(st.sampled_from([4, 6, 2, 1])),
         allow_block_sharing=draw(st.sampled_from([True, True, False])),
@@ -61,6 +66,11 @@ def streams(draw: st.DrawFn) -> tuple[Harness, list[list[Request]]]:
             )
         waves.append(requests)
     return harness, waves
+
+
+def peak(item: LayerGroup, num_tokens: int, max_chunk: int) -> int:
+    """What one sequence needs at most: blocks, or its state slot."""
+    return item.peak_blocks(num_tokens, max_chunk) if item.has_blocks else 1
 
 
 @FEW
@@ -100,6 +110,9 @@ def check_counters(item: Request, completion: Completion) -> None:
 def check_block_counters(harness: Harness) -> None:
     for manager, counters in zip(harness.cache.managers, total(harness).groups, strict=True):
         assert isinstance(counters, GroupCounters)
+        if not manager.group.has_blocks:
+            assert replace(counters, allocated=0) == GroupCounters(), "a slot was shared, copied or evicted"
+            continue
         cached_now = sum(1 for node in manager.pool.node if node is not None)
         assert counters.evicted_unused <= counters.evicted
         assert counters.evicted + cached_now <= counters.allocated
@@ -107,7 +120,7 @@ def check_block_counters(harness: Harness) -> None:
     assert abs(seconds - harness.runner.num_steps) < 1e-6 * max(1, harness.runner.num_steps)
 
 
-@pytest.mark.parametrize("groups", WITH_FULL, ids=["full", "hybrid", "window of 1", "three sizes"])
+@pytest.mark.parametrize("groups", WITH_FULL, ids=IDS)
 @pytest.mark.parametrize("use_prefix_sharing", [True, False])
 def test_a_crowded_pool_preempts_and_evicts_and_gives_the_same_tokens(
     groups: tuple[LayerGroup, ...], use_prefix_sharing: bool
@@ -137,14 +150,15 @@ def test_a_crowded_pool_preempts_and_evicts_and_gives_the_same_tokens(
     counters = total(harness)
     assert counters.preemptions > 0
     assert any(item.evicted for item in counters.groups)
-    assert (counters.cached_tokens > 0) == use_prefix_sharing
+    can_resume = all(item.has_blocks for item in groups)
+    assert (counters.cached_tokens > 0) == (use_prefix_sharing and can_resume)
 
 
 def crowded(groups: tuple[LayerGroup, ...], use_prefix_sharing: bool) -> Harness:
     """Room for little more than one sequence of the 38 tokens above, and far more sequences than that."""
     return Harness(
         groups,
-        num_blocks=[(2 if item.window is None else 40) + item.peak_blocks(37, 16) for item in groups],
+        num_blocks=[(2 if item.kind == "full" else 40) + peak(item, 37, 16) for item in groups],
         max_batch_tokens=16,
         max_sequences=12,
         use_prefix_sharing=use_prefix_sharing,

@@ -94,6 +94,15 @@ def test_statistics_have_exactly_the_promised_names(make_job: MakeJob) -> None:
     assert list(told["groups"][0]) == names_of_a_group
 
 
+def test_a_group_of_state_layers_counts_slots_which_have_no_size_in_tokens(make_job: MakeJob) -> None:
+    group = GroupStats(index=1, kind="linear", layers=6, block_size=0, window=None, blocks_allocated=4, blocks_peak=3.0)
+
+    (told,) = report.statistics(make_job(), RunStats(groups=(group,)))["groups"]
+
+    assert (told["kind"], told["layers"], told["block_size"], told["window"]) == ("linear", 6, None, None)
+    assert (told["blocks_allocated"], told["blocks_peak"], told["blocks_shared"]) == (4, 3.0, 0)
+
+
 def test_rates_of_a_job_that_has_not_begun_are_unknown_rather_than_zero(make_job: MakeJob) -> None:
     told = report.statistics(make_job(), RunStats())
 

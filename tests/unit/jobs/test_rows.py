@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from engine.request import Completion, SamplingParams
+from engine.cache.groups import LayerGroup
+from engine.request import Completion, Counters, GroupCounters, SamplingParams
 from engine.stats import BlockUse
 from jobs.planrows import PlanRow
 from jobs.rows import RowMaker, group_stats, merge, sum_rows, with_use
@@ -124,3 +125,17 @@ def test_gauges_carry_peak_and_mean_and_no_counters() -> None:
     assert found.engine_seconds == 9.0
     assert [(group.blocks_peak, group.blocks_mean) for group in found.groups] == [(4.0, 2.5), (3.0, 1.0)]
     assert all(group.blocks_allocated == 0 for group in found.groups)
+
+
+def test_state_slots_are_summed_like_blocks(maker: RowMaker) -> None:
+    counters = Counters(groups=(GroupCounters(allocated=5, shared=1), GroupCounters(allocated=1)))
+    groups = (FakeEngine.groups[0], LayerGroup.of_states(1, (1, 2)))
+    rows = [maker.finished(plan_row(), replace(completion(), counters=counters)) for _ in range(2)]
+
+    total = sum_rows(rows, groups)
+    found = with_use(RunStats(groups=group_stats(groups)), (BlockUse(peak=4.0, mean=2.5), BlockUse(peak=2.0, mean=1.5)))
+
+    assert [(group.kind, group.layers) for group in total.groups] == [("full", 1), ("linear", 2)]
+    assert total.groups[1].block_size == 0
+    assert [(group.blocks_allocated, group.blocks_shared) for group in total.groups] == [(10, 2), (2, 0)]
+    assert (found.groups[1].kind, found.groups[1].blocks_peak) == ("linear", 2.0)

@@ -92,10 +92,97 @@ def test_two_engines_in_one_process_do_not_meet(tmp_path: Path) -> None:
     assert [group.window for group in first.groups + second.groups] == [None, 5]
 
 
+HYBRID: dict[str, Any] = SMALL | {"hidden_size": 32, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1}
+
+
+def test_layers_with_a_state_are_one_group_after_the_others(tmp_path: Path) -> None:
+    source = saved(transformers.FalconH1Config(**HYBRID, mamba_d_ssm=64, mamba_d_state=4), tmp_path)
+
+    loaded = load_model(source, EngineConfig(num_blocks=8, block_size=4, max_sequences=5))
+
+    assert [(group.index, group.kind, group.layers) for group in loaded.groups] == [
+        (0, "full", (0, 1)),
+        (1, "linear", (0, 1)),
+    ]
+    assert loaded.linear_group == loaded.groups[1]
+    assert loaded.paged_groups == loaded.groups[:1]
+    assert {(key.kind, key.layer): shape.shape for key, shape in loaded.states.items()} == {
+        ("conv", 0): (64 + 2 * 4, 4),
+        ("conv", 1): (64 + 2 * 4, 4),
+        ("recurrent", 0): (8, 8, 4),
+        ("recurrent", 1): (8, 8, 4),
+    }
+    assert loaded.resolve(CONFIG).num_state_slots == 6, "one for each of max_sequences, and the reserved one"
+
+
+def test_recurrent_states_stay_in_float32_in_a_half_precision_model(tmp_path: Path) -> None:
+    source = saved(transformers.BambaConfig(**HYBRID, mamba_d_state=4, attn_layer_indices=[1]), tmp_path)
+
+    loaded = load_model(source, EngineConfig(num_blocks=8, dtype="bfloat16"))
+
+    assert {key.kind: shape.dtype for key, shape in loaded.states.items()} == {
+        "conv": torch.bfloat16,
+        "recurrent": torch.float32,
+    }
+
+
+def test_states_take_their_share_of_cache_bytes(tmp_path: Path) -> None:
+    source = saved(transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]), tmp_path)
+    slot_bytes = 32 * 3 * 4  # channels x kernel x float32
+    block_bytes = 4 * 2 * (8 + 8) * 4  # tokens x KV heads x (key + value) x float32
+    states = 5 * slot_bytes
+
+    loaded = load_model(source, EngineConfig(block_size=4, max_sequences=4, cache_bytes=states + 9 * block_bytes))
+
+    assert (loaded.num_slots, loaded.num_blocks) == (5, 9)
+    with pytest.raises(ConfigError, match=f"the states of the running sequences {states}; give at least"):
+        load_model(source, EngineConfig(block_size=4, num_state_slots=5, cache_bytes=states + block_bytes))
+
+
+def test_states_that_would_take_most_of_the_cache_let_fewer_sequences_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = saved(transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]), tmp_path)
+
+    loaded = load_model(source, EngineConfig(block_size=4, max_sequences=64, cache_bytes=20 * 32 * 3 * 4))
+
+    assert loaded.num_slots == 10, "half of the cache"
+    assert "at most 9 sequences run at once instead of 64" in caplog.text
+
+
+def test_weights_that_a_layer_reads_itself_are_not_packed(tmp_path: Path) -> None:
+    config = transformers.JambaConfig(**SMALL, attn_layer_period=2, attn_layer_offset=1, num_experts=1, mamba_dt_rank=4)
+
+    loaded = load_model(saved(config, tmp_path), CONFIG)
+
+    plain = {name.rsplit(".", 1)[-1] for name, m in loaded.model.named_modules() if type(m) is torch.nn.Linear}
+    assert plain == {"dt_proj"}
+
+
 REFUSED: dict[str, tuple[Any, str]] = {
-    "a state layer": (
-        transformers.Lfm2Config(**SMALL, layer_types=["conv", "full_attention"]),
-        "layer 0 is of type 'conv'",
+    "a state that only its model knows": (
+        transformers.MiniMaxConfig(
+            **SMALL, head_dim=8, num_local_experts=2, layer_types=["full_attention", "linear_attention"]
+        ),
+        "layer 1 keeps a state in a way that is not known",
+    ),
+    "a state on the module itself": (
+        transformers.RecurrentGemmaConfig(
+            **SMALL, lru_width=32, block_types=("attention", "recurrent"), attention_window_size=8
+        ),
+        "layer 1 keeps a state in a way that is not known",
+    ),
+    "a state that looks like attention": (
+        transformers.xLSTMConfig(vocab_size=64, hidden_size=32, embedding_dim=32, num_hidden_layers=2, num_heads=2),
+        "layer 0 keeps a state in a way that is not known",
+    ),
+    "a state without a cache": (
+        transformers.RwkvConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, context_length=128),
+        "RwkvForCausalLM takes no cache",
+    ),
+    "attention with a state of its own inside": (
+        transformers.ZayaConfig(**SMALL, head_dim=8),
+        "layer 0 does not say how long its convolution state is",
     ),
     "attention in the model's own code": (
         transformers.GPTJConfig(vocab_size=64, n_embd=32, n_layer=1, n_head=2, rotary_dim=4, n_positions=64),
