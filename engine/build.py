@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from engine.config import EngineConfig
@@ -15,6 +16,13 @@ def build_engine(source: str | Path, config: EngineConfig) -> Engine:
 
     Raises ModelRefused or ConfigError.
     """
+    # In a thread that ends: OpenMP keeps a pool of threads for each thread that ever computed. Were there one for this
+    # thread beside the engine's, they would be more than the cores, and then they sleep between matrix products.
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="load") as loader:
+        return loader.submit(_build, source, config).result()
+
+
+def _build(source: str | Path, config: EngineConfig) -> Engine:
     loaded = load_model(source, config)
     resolved = loaded.resolve(config)
     runner = ModelRunner(loaded, resolved)
