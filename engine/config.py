@@ -23,6 +23,7 @@ class EngineConfig:
     allow_block_sharing: bool = True
     use_prefix_sharing: bool = True
     packed_weights: bool = True  # oneDNN-prepacked linear layers on CPU
+    fused_norms: bool = True  # RMS norms by the C kernel on CPU where a compiler exists
     native_attention: bool = True  # the C kernel on CPU where a compiler exists
     threads: int | None = None  # torch threads; None leaves torch's choice
 

@@ -20,6 +20,7 @@ from engine.model.hooks import AttentionSeat, Entrance, connect
 from engine.model.layers import DeclaredLayer, ObservedLayer, declared_layers, layer_groups
 from engine.model.memory import cache_sizes
 from engine.model.mixers import connect_mixers, mixer_layers
+from engine.model.norms import fuse_norms
 from engine.model.packed import can_pack, pack_linears
 from engine.model.project import HeadTap, ProjectedTiles, cut_head, recognise
 from engine.model.states import StateShapes, slot_bytes
@@ -78,7 +79,8 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
         # The default's matrix shapes depend on the batch; this one's do not.
         model.set_experts_implementation("eager")
 
-    hooked = _hook(model, config.packed_weights and can_pack(model))
+    packable = can_pack(model)
+    hooked = _hook(model, config.packed_weights and packable, config.fused_norms and packable)
     groups = layer_groups(hooked.declared, hooked.observed, config.block_size)
     dtype = model.dtype
     sizes = cache_sizes(groups, slot_bytes(hooked.states), dtype.itemsize, device, config)
@@ -117,7 +119,7 @@ class _Hooked:
     vocab_size: int
 
 
-def _hook(model: Any, pack: bool) -> _Hooked:
+def _hook(model: Any, pack: bool, fuse: bool) -> _Hooked:
     """Route attention and states to a seat and replace what is to be packed; the logits must stay the model's own."""
     device, text_config = model.device, model.config.get_text_config()
     declared = declared_layers(text_config)
@@ -136,13 +138,15 @@ def _hook(model: Any, pack: bool) -> _Hooked:
     probe.check_every_layer(declared, handler.observed, states.observed)
     if pack:
         pack_linears(model)
+    if fuse:
+        fuse_norms(model)
     observed = dict(handler.observed)
     handler.observed.clear()
     seat.states = probe.cut_states(states.observed, device)
     logits = probe.hooked_logits(model, ids, seat)
     if tap is not None and head is not None:
         logits = torch.cat([tile for _, tile in head(tap.take())], dim=1)
-    changes = "packed weights, a tiled output layer and states carried over cuts"
+    changes = "packed weights, fused norms, a tiled output layer and states carried over cuts"
     probe.check_same(model.dtype, expected_cut, logits, changes)
     return _Hooked(
         entrance=entrance,

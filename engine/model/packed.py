@@ -40,7 +40,8 @@ def can_pack(model: nn.Module) -> bool:
     return on_cpu and bool(torch._C._has_mkldnn)
 
 
-def _text(kind: type[nn.Module]) -> str:
+def source_text(kind: type[nn.Module]) -> str:
+    """What the class is written as, to see what it does with the weights of its parts."""
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):  # no text: built-in, or made at run time
@@ -49,7 +50,7 @@ def _text(kind: type[nn.Module]) -> str:
 
 def pack_linears(model: nn.Module) -> int:
     """Replace the plain `nn.Linear` layers below `model`; returns how many. Their first weights are let go."""
-    texts = {kind: _text(kind) for kind in {type(module) for module in model.modules()}}
+    texts = {kind: source_text(kind) for kind in {type(module) for module in model.modules()}}
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):

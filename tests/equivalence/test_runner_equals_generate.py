@@ -38,7 +38,7 @@ def test_every_chunk_size_gives_the_tokens_of_generate(
     tiny_model: Callable[[str], Path],
     expected: Callable[[str], list[tiny.Expected]],
 ) -> None:
-    config = EngineConfig(block_size=4, num_blocks=128, packed_weights=fast, native_attention=fast)
+    config = EngineConfig(block_size=4, num_blocks=128, packed_weights=fast, fused_norms=fast, native_attention=fast)
     loaded = load_model(tiny_model(family), config)
     runner = ModelRunner(loaded, config)
     driver = Driver(runner, loaded.groups)
