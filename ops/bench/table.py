@@ -31,13 +31,13 @@ def render(lines: list[dict[str, Any]]) -> str:
     cells: dict[tuple[Any, ...], Cells] = defaultdict(lambda: defaultdict(list))
     for line in lines:
         cells[tuple(line[name] for name in KEY)][line["engine"]].append(line)
-    header = ["model", "workload", "rows x new", *(f"{engine} tok/s" for engine in engines)]
+    header = ["model", "workload", "rows x new", "rounds", *(f"{engine} tok/s" for engine in engines)]
     header += ["times faster", "by CPU time", "equal rows", "hit rate"]
     table = [header, ["---"] * len(header)]
     for (model, workload, rows, new_tokens, _), found in sorted(cells.items()):
         speeds = {engine: median(found, engine, "tok_s") for engine in found}
         table.append(
-            [model, workload, f"{rows} x {new_tokens}"]
+            [model, workload, f"{rows} x {new_tokens}", str(min(len(found[engine]) for engine in found))]
             + [f"{speeds[engine]:.1f}" if engine in speeds else "" for engine in engines]
             + _comparison(found)
         )
@@ -68,9 +68,8 @@ def _comparison(found: Cells) -> list[str]:
 
 def _conditions(lines: list[dict[str, Any]]) -> str:
     last = lines[-1]
-    rounds = len({line["round"] for line in lines})
     return (
-        f"Median of {rounds} round(s); {last['cpu']}, {last['threads']} threads, {last['dtype']}, "
+        f"Medians over the rounds; {last['cpu']}, {last['threads']} threads, {last['dtype']}, "
         f"torch {last['torch']}, transformers {last['transformers']}, Python {last['python']}; "
         f"measured {last['measured_at'][:10]}. "
         "tok/s counts new tokens over the whole batch, prefill included, loading left out."

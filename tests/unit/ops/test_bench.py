@@ -28,7 +28,7 @@ def test_the_ratio_is_that_of_the_medians_over_rounds():
 
     row = render(ours + theirs).splitlines()[2]
 
-    assert row == "| tiny | few-shot | 2 x 8 | 8.0 | 0.8 | 10.0 | 10.0 | 2 of 2 | 80.0 % |"
+    assert row == "| tiny | few-shot | 2 x 8 | 3 | 8.0 | 0.8 | 10.0 | 10.0 | 2 of 2 | 80.0 % |"
 
 
 def test_rows_that_differ_are_counted():
@@ -40,4 +40,4 @@ def test_rows_that_differ_are_counted():
 def test_an_engine_alone_gets_no_ratio():
     row = render([line("nightmill", 1.0)]).splitlines()[2]
 
-    assert row == "| tiny | few-shot | 2 x 8 | 16.0 |  |  |  | 80.0 % |"
+    assert row == "| tiny | few-shot | 2 x 8 | 1 | 16.0 |  |  |  | 80.0 % |"
