@@ -20,7 +20,11 @@ def withdraw(repository: Repository, job: Job, epoch: int | None, why: str) -> N
 
 
 def give_back(repository: Repository, job: Job) -> None:
-    """Free the output directory of an ended job, unless there is something in it that somebody may want."""
-    if job.rows_succeeded + job.rows_errored == 0:
-        repository.retire_job(job.id)
+    """Free the output directory of an ended job, unless there is something in it that somebody may want.
+
+    Can be repeated, also by another process at the same time: whoever fails a job may be stopped half-way in here.
+    """
+    holder = repository.find_job(output_uri=job.output_uri)
+    if holder is not None and holder.id == job.id and job.rows_succeeded + job.rows_errored == 0:
         drop_output(Path(job.output_uri), Owner(run_key=job.run_key, spec_hash=job.spec_hash))
+        repository.retire_job(job.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -67,15 +68,18 @@ def drop_output(out: Path, owner: Owner) -> None:
 
 
 def sweep(out: Path) -> None:
-    """Remove the plan, segments and shard files; only once SQL says that the job has ended. Can be repeated."""
+    """Remove the plan, segments and shard files; only once SQL says that the job has ended. Can be repeated, also by
+    two processes at the same time."""
     folder = out / layout.INPROGRESS
-    if folder.is_symlink():
-        folder.unlink()
-    elif folder.exists():
-        shutil.rmtree(folder)
+    while folder.is_symlink() or folder.exists():
+        with suppress(FileNotFoundError):  # the other process was faster with this file: look again
+            if folder.is_symlink():
+                folder.unlink()
+            else:
+                shutil.rmtree(folder)
     for place in (out, out / layout.META):
         remove_temporaries(place)
-    if out.is_dir():
+    with suppress(FileNotFoundError):
         sync_folder(out)
 
 

@@ -12,7 +12,8 @@ from jobs import client, progress, report
 from jobs.cli import terminal
 from jobs.cli.planning import planning_bar
 from jobs.exits import Exit, Interrupted, of_job
-from storage.states import JOB_FINAL
+from jobs.withdrawal import give_back
+from storage.states import JOB_FINAL, JobState
 
 if TYPE_CHECKING:
     from jobs.options import SubmitOptions
@@ -50,9 +51,12 @@ def run(options: SubmitOptions, place: Place, *, waits: bool, timeout: float | N
 
 def _wait(place: Place, repository: Repository, job: Job, timeout: float | None) -> Job:
     with _sigterm_as_interrupt(), client.at_work(place, job) as check:
-        return progress.follow(
+        ended = progress.follow(
             repository, job.id, poll_seconds=place.settings.watch_seconds, timeout=timeout, check=check
         )
+    if ended.state is JobState.FAILED:
+        give_back(repository, ended)  # the worker that failed it was perhaps stopped before it came to this
+    return ended
 
 
 def _tell(submitted: Submitted) -> None:

@@ -13,7 +13,7 @@ import pytest
 from jobs.options import SubmitOptions
 from jobs.settings import Settings
 from jobs.submit import Submitted, submit
-from jobs.withdrawal import withdraw
+from jobs.withdrawal import give_back, withdraw
 from storage import layout, migrate
 from storage.errors import Fenced, InputInvalid, JobConflict, OutputConflict
 from storage.parquet.plan import verify_plan
@@ -279,3 +279,16 @@ def test_a_withdrawn_job_leaves_nothing_but_its_line_in_the_history(desk: Desk) 
     assert not desk.out.exists()
     assert desk.repository.get_job(job.id).error == "the model cannot be served"
     assert desk.repository.find_job(output_uri=str(desk.out)) is None
+
+
+def test_a_withdrawal_that_was_cut_short_is_completed_by_whoever_waited_and_only_once(desk: Desk) -> None:
+    job = desk.submit().job
+    desk.repository.fail_job(job.id, None, "the model cannot be served")
+
+    give_back(desk.repository, job)
+
+    assert not desk.out.exists()
+    again = desk.submit()
+    give_back(desk.repository, job)  # late: the directory is another job's by now
+    assert again.how == "new"
+    assert desk.files() == [layout.PLAN, layout.OWNER]
