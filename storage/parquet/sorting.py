@@ -92,7 +92,7 @@ class ExternalSorter:
         self._folder: Path | None = None
         self._fan_in = fan_in
         self._run_bytes = max(1, memory_bytes // 3)  # a run, its concatenation and the sorted slices coexist
-        self._batch_bytes = max(1, memory_bytes // (2 * fan_in))
+        self._batch_bytes = max(1, memory_bytes // (8 * fan_in))  # read, decompressed, cut and merged coexist
         self._pending: list[pa.RecordBatch] = []
         self._pending_bytes = 0
         self._runs: list[Path] = []
