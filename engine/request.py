@@ -6,6 +6,7 @@ The engine knows no text: a stop string reaches it as a predicate on token ids (
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
@@ -58,12 +59,22 @@ class SamplingParams:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class Junction:
+    """Where a prompt parts from later prompts of its plan: `num_users` of them start after these `length` tokens."""
+
+    length: int
+    num_users: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One prompt with its sampling parameters; `num_samples` sequences come out of it.
 
     `request_id` is unique among the requests now in the engine. `job` tags it for the statistics.
     `make_stop` builds a fresh predicate for each sequence, or is None when there are no stop strings.
+    `junctions` and `planned_tokens` are what is known in advance of the requests of one feed: at which lengths of this
+    prompt later ones start, and after how many of its tokens this one does itself. They never change what comes out.
     """
 
     request_id: str
@@ -71,6 +82,19 @@ class Request:
     prompt: Sequence[int]
     sampling: SamplingParams
     make_stop: Callable[[], StopCheck] | None = None
+    junctions: tuple[Junction, ...] = ()  # shortest first; none beyond the prompt
+    planned_tokens: int = 0  # fewer than the prompt has
+
+
+Limits = tuple[tuple[str, int], ...]
+"""What kept prompt tokens from being cached, by name: (the layer kind or the rule, tokens), in order of the names."""
+
+
+def add_limits(*all_limits: Limits) -> Limits:
+    total: Counter[str] = Counter()
+    for limits in all_limits:
+        total.update(dict(limits))
+    return tuple(sorted(total.items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +103,7 @@ class GroupCounters:
 
     allocated: int = 0  # blocks taken fresh from the pool
     shared: int = 0  # blocks taken from the cache: instead of computing them, or for an equal one just computed
-    copied: int = 0  # blocks copied because they could not be shared; none are yet: a fork computes its last block
+    copied: int = 0  # blocks filled by a copy: a partial block that goes on in two ways, a state that is kept
     evicted: int = 0  # cached blocks that lost their content to this sequence's allocations
     evicted_unused: int = 0  # of these, the ones that nobody had taken from the cache
 
@@ -108,6 +132,8 @@ class Counters:
     forked_tokens: int = 0
     recomputed_tokens: int = 0
     preemptions: int = 0
+    planned_tokens: int = 0  # prompt tokens that the plan expected to be cached; counts where the prompt does
+    limited_by: Limits = ()
     engine_seconds: float = 0.0  # this sequence's share of the steps that it was part of
     groups: tuple[GroupCounters, ...] = ()
 
@@ -121,6 +147,8 @@ class Counters:
             forked_tokens=self.forked_tokens + other.forked_tokens,
             recomputed_tokens=self.recomputed_tokens + other.recomputed_tokens,
             preemptions=self.preemptions + other.preemptions,
+            planned_tokens=self.planned_tokens + other.planned_tokens,
+            limited_by=add_limits(self.limited_by, other.limited_by),
             engine_seconds=self.engine_seconds + other.engine_seconds,
             groups=tuple(a + b for a, b in zip_longest(self.groups, other.groups, fillvalue=GroupCounters())),
         )

@@ -221,7 +221,7 @@ class Scheduler:
             seq = self._sequences[chunk.sequence_id]
             seq.engine_seconds += per_token * chunk.length
             seq.advance(chunk.length)
-            result = next(results) if chunk.samples else None
+            result = next(results) if chunk.sample_indices else None
             if result is None or result.error is None:  # what gave logits that are not finite is no use to anyone
                 self.cache.commit(seq.blocks, seq.tokens, seq.computed)
             if result is not None:
@@ -275,8 +275,7 @@ def _chunk(seq: Sequence, length: int) -> Chunk:
         start=seq.computed,
         length=length,
         tables=seq.blocks.views,
-        samples=seq.computed + length == len(seq.tokens),
+        sample_indices=(seq.sample_index,) if seq.computed + length == len(seq.tokens) else (),
         sampling=seq.request.sampling,
-        sample_index=seq.sample_index,
         prompt_len=seq.prompt_len,
     )

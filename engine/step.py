@@ -29,17 +29,27 @@ class Chunk:
     length: int
     tables: tuple[Sequence[int], ...]  # per group: block id by absolute block position, NULL_BLOCK where not needed;
     # in a linear group only the state slot, which counts as zeros for a chunk that starts at 0
-    samples: bool  # True when the chunk reaches the end of token_ids: its last row is sampled
+    sample_indices: tuple[int, ...]  # one token is drawn from the last row for each; none if the chunk ends before the
+    # end of token_ids, several where a prompt ends whose samples fork there
     sampling: SamplingParams
-    sample_index: int
     prompt_len: int
 
 
 @dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """All that one block holds, in all layers of its group, into another; in a linear group, a state slot."""
+
+    group: int
+    source: int
+    target: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
-    """One forward pass."""
+    """One forward pass, after these copies, which are made as if one after the other."""
 
     chunks: tuple[Chunk, ...]
+    copies: tuple[BlockCopy, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -48,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What the runner says of one chunk that samples: a token, or why there is none."""
+    """What the runner says of one sample of a chunk: a token, or why there is none. In order of chunks and samples."""
 
     sequence_id: int
     token_id: int

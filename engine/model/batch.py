@@ -67,7 +67,7 @@ def pack(chunks: Sequence[Chunk], groups: Sequence[LayerGroup]) -> PackedStep:
     for chunk, offset in zip(chunks, offsets, strict=True):
         token_ids[offset : offset + chunk.length] = chunk.token_ids[chunk.start : chunk.start + chunk.length]
 
-    samples = np.array([chunk.samples for chunk in chunks], dtype=bool)
+    samples = np.array([bool(chunk.sample_indices) for chunk in chunks], dtype=bool)
     spans = tuple(_spans(chunks, group, starts, lengths, offsets, owners, positions) for group in groups)
     return PackedStep(token_ids, positions, (ends - 1)[samples], spans)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -74,6 +75,14 @@ class SlottedLayers:
         return RowPart(batch.length, batch.fresh, slots, columns)
 
 
+class Draw(NamedTuple):
+    """One token to choose, from one row of those that sample."""
+
+    chunk: Chunk
+    row: int
+    sample_index: int
+
+
 class ModelRunner:
     """Owns the model and its memory; one caller, one step at a time."""
 
@@ -100,13 +109,13 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, step: Step) -> list[Sampled]:
-        """One forward pass; one `Sampled` for each chunk that samples, in order."""
+        """The copies, then one forward pass; one `Sampled` for each sample of each chunk, in order."""
         packed = pack(step.chunks, self._groups)
         self._layers.begin(packed)
         if self._slotted is not None:
             self._slotted.begin(step.chunks)
         rows, tiles = self._forward(packed)
-        return self._sample([chunk for chunk in step.chunks if chunk.samples], rows, tiles)
+        return self._sample(_draws(step.chunks), rows, tiles)
 
     def _forward(self, packed: PackedStep) -> tuple[torch.Tensor, Tiles]:
         """The rows that sample, and the way from them to their logits."""
@@ -127,38 +136,44 @@ class ModelRunner:
             return output.logits[0], given_tiles
         return hidden, loaded.head
 
-    def _sample(self, chunks: Sequence[Chunk], rows: torch.Tensor, tiles: Tiles) -> list[Sampled]:
+    def _sample(self, draws: Sequence[Draw], rows: torch.Tensor, tiles: Tiles) -> list[Sampled]:
         """Greedy rows need no more than a running maximum; the others see their whole row, a few rows at a time."""
-        greedy = [i for i, chunk in enumerate(chunks) if is_plain_greedy(chunk.sampling)]
-        others = [i for i, chunk in enumerate(chunks) if not is_plain_greedy(chunk.sampling)]
-        tokens: list[int | None] = [0] * len(chunks)
-        logprobs = [0.0] * len(chunks)
+        greedy = [i for i, draw in enumerate(draws) if is_plain_greedy(draw.chunk.sampling)]
+        others = [i for i, draw in enumerate(draws) if not is_plain_greedy(draw.chunk.sampling)]
+        tokens: list[int | None] = [0] * len(draws)
+        logprobs = [0.0] * len(draws)
         if greedy:
             best = Best.start(len(greedy), self._device)
-            for first_column, tile in tiles(self._select(rows, greedy)):
+            for first_column, tile in tiles(self._select(rows, [draws[i].row for i in greedy])):
                 self.backend.pick(tile, first_column, best)
             for i, t, p in zip(greedy, best.token.tolist(), best.logprob().tolist(), strict=True):
                 tokens[i], logprobs[i] = t, p
         if others:
-            selected = self._select(rows, others)
-            wanted = [_sample_row(chunks[i]) for i in others]
+            selected = self._select(rows, [draws[i].row for i in others])
+            wanted = [_sample_row(draws[i]) for i in others]
 
             def fill(part: slice, out: torch.Tensor) -> None:
                 fill_logits(tiles, selected[part], out)
 
             for i, t, p in zip(others, *self._sampler.sample(wanted, fill), strict=True):
                 tokens[i], logprobs[i] = t, p
-        return [_sampled(*each) for each in zip(chunks, tokens, logprobs, strict=True)]
+        return [_sampled(draw.chunk, t, p) for draw, t, p in zip(draws, tokens, logprobs, strict=True)]
 
     def _select(self, rows: torch.Tensor, indices: list[int]) -> torch.Tensor:
-        if len(indices) == len(rows):
+        if indices == list(range(len(rows))):
             return rows
         return rows.index_select(0, torch.tensor(indices, device=self._device))
 
 
-def _sample_row(chunk: Chunk) -> SampleRow:
+def _draws(chunks: Sequence[Chunk]) -> list[Draw]:
+    sampling = [chunk for chunk in chunks if chunk.sample_indices]
+    return [Draw(chunk, row, index) for row, chunk in enumerate(sampling) for index in chunk.sample_indices]
+
+
+def _sample_row(draw: Draw) -> SampleRow:
+    chunk = draw.chunk
     end = chunk.start + chunk.length
-    return SampleRow(chunk.sampling, chunk.sample_index, chunk.token_ids[:end], chunk.prompt_len)
+    return SampleRow(chunk.sampling, draw.sample_index, chunk.token_ids[:end], chunk.prompt_len)
 
 
 def _sampled(chunk: Chunk, token: int | None, logprob: float) -> Sampled:

@@ -42,7 +42,7 @@ class Driver:
             sampled = iter(self._runner.run(Step(tuple(chunks))))
             for sequence, part in zip(waiting, chunks, strict=True):
                 sequence.computed += part.length
-                if part.samples:
+                if part.sample_indices:
                     result = next(sampled)
                     assert result.error is None
                     sequence.token_ids.append(result.token_id)
@@ -69,9 +69,8 @@ class Driver:
                 _with_holes(table, group, sequence.computed)
                 for table, group in zip(sequence.tables, self._groups, strict=True)
             ),
-            samples=sequence.computed + length == len(sequence.token_ids),
+            sample_indices=(0,) if sequence.computed + length == len(sequence.token_ids) else (),
             sampling=replace(sequence.sampling),
-            sample_index=0,
             prompt_len=sequence.prompt_len,
         )
 

@@ -65,9 +65,8 @@ def step_of(options: list[SamplingParams]) -> Step:
             start=0,
             length=1,
             tables=([number + 1],),
-            samples=True,
+            sample_indices=(0,),
             sampling=sampling,
-            sample_index=0,
             prompt_len=0,
         )
         for number, sampling in enumerate(options)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from engine.cache.groups import LayerGroup
 from engine.cache.linear import SlotPool
 from engine.cache.pool import BlockPool
-from engine.step import NULL_BLOCK, Chunk, Sampled, Step
+from engine.step import NULL_BLOCK, BlockCopy, Chunk, Sampled, Step
 
 VOCAB = 50
 
@@ -64,6 +64,8 @@ class FakeRunner:
         self.largest_step = max(self.largest_step, step.num_tokens)
         if self.num_steps == self.fails_at_step:
             raise RuntimeError("the device is gone")
+        for copy in step.copies:
+            self._copy(copy)
         for group in self.groups:
             if not group.has_blocks:
                 slots = [slot for chunk in step.chunks for slot in chunk.tables[group.index]]
@@ -72,20 +74,33 @@ class FakeRunner:
         return [
             Sampled(
                 sequence_id=chunk.sequence_id,
-                token_id=next_token(end, chunk.sample_index),
+                token_id=next_token(end, index),
                 logprob=-0.5,
                 error="logits are not finite" if chunk.sequence_id in self.bad_sequences else None,
             )
             for chunk, end in zip(step.chunks, ends, strict=True)
-            if chunk.samples
+            for index in chunk.sample_indices
         ]
+
+    def _copy(self, copy: BlockCopy) -> None:
+        """A target without an owner was given back after the copy was asked for: it is written in vain."""
+        assert NULL_BLOCK not in (copy.source, copy.target), "a copy from or to NULL"
+        group = self.groups[copy.group]
+        if not group.has_blocks:
+            self.slots[copy.group][copy.target] = self.slots[copy.group].get(copy.source, -1)
+            return
+        kv = self.kv[copy.group]
+        for offset in range(group.block_size):
+            kv[copy.target, offset] = kv.get((copy.source, offset), -1)
+        if self.pools:
+            assert self.pools[copy.group].node[copy.target] is None, "a copy goes to a registered block"  # type: ignore[union-attr]
 
     def forget(self, sequence_id: int) -> None:
         self.forgotten.append(sequence_id)
 
     def _run_chunk(self, chunk: Chunk) -> int:
         assert chunk.length > 0, "an empty chunk was scheduled"
-        assert chunk.samples == (chunk.start + chunk.length == len(chunk.token_ids))
+        assert bool(chunk.sample_indices) == (chunk.start + chunk.length == len(chunk.token_ids))
         end = chunk.start + chunk.length
         states = self._states.setdefault(chunk.sequence_id, [0])
         for position in range(len(states) - 1, end):

@@ -85,9 +85,8 @@ class Paged:
             start=start,
             length=length,
             tables=(table,),
-            samples=True,
+            sample_indices=(0,),
             sampling=SamplingParams(),
-            sample_index=0,
             prompt_len=start + length,
         )
 

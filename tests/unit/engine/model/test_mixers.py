@@ -85,9 +85,8 @@ def chunk(slot: int, start: int, length: int) -> Chunk:
         start=start,
         length=length,
         tables=([slot],),
-        samples=True,
+        sample_indices=(0,),
         sampling=SamplingParams(),
-        sample_index=0,
         prompt_len=start + length,
     )
 
