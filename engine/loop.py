@@ -187,12 +187,15 @@ class Engine:
             if request is not None:
                 self._submit(feed, request)
                 open_feeds.append(feed)
+        for feed in feeds:
+            if feed.is_closed:
+                self._scheduler.cache.end_plan(feed)
         with self._lock:
             self._feeds = [feed for feed in self._feeds if not feed.is_closed]
 
     def _submit(self, feed: Feed, request: Request) -> None:
         try:
-            sequence_ids = self._scheduler.submit(request)
+            sequence_ids = self._scheduler.submit(request, plan=feed)
         except RequestRefused as refusal:
             self._refuse(feed, request, refusal.code, str(refusal))
         except Exception as error:  # noqa: BLE001 - a malformed request may end its own row, never the engine

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from engine.cache.manager import SequenceBlocks
+from engine.cache.tables import SequenceBlocks
 from engine.request import Completion, Counters, Request, StopCheck
 from engine.step import Sampled
 
@@ -143,6 +143,8 @@ class Sequence:
             forked_tokens=0 if first else self.computed_tokens,
             recomputed_tokens=self.recomputed_tokens,
             preemptions=self.preemptions,
+            planned_tokens=self.request.planned_tokens if first and self.seen else 0,
+            limited_by=self.blocks.limits if first else (),
             engine_seconds=self.engine_seconds,
             groups=self.blocks.counters(),
         )

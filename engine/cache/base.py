@@ -36,6 +36,13 @@ class GroupTable:
     def num_held(self) -> int:
         return len(self.blocks) - self.first
 
+    def absorb(self, other: GroupTable, copied: int) -> None:
+        """Charge this sequence with what it took to fill a checkpoint's table."""
+        self.allocated += other.allocated
+        self.copied += copied
+        self.evicted += other.evicted
+        self.evicted_unused += other.evicted_unused
+
     def counters(self) -> GroupCounters:
         return GroupCounters(
             allocated=self.allocated,
@@ -68,12 +75,21 @@ class GroupManager(ABC):
     needs_ancestors: ClassVar[bool]
     """Whether a cached block is worthless once a block before it is gone."""
 
-    can_resume: ClassVar[bool]
-    """Whether a sequence can ever start from what is cached. One group that cannot keeps all from doing so."""
-
     @abstractmethod
     def longest_valid(self, path: Sequence[PrefixNode], limit: int) -> int:
-        """The longest prefix of at most `limit` tokens from which this group could go on; 0 if none."""
+        """The longest prefix of at most `limit` tokens from which this group's blocks let it go on; 0 if none."""
+
+    @abstractmethod
+    def num_whole(self, length: int) -> int:
+        """Whole blocks before position `length`: what can be shared."""
+
+    @abstractmethod
+    def own_at(self, length: int) -> int | None:
+        """Where in a table that ends at `length` the block stands that cannot be shared; None if there is none."""
+
+    @abstractmethod
+    def needed_blocks(self, table: GroupTable, length: int) -> list[int]:
+        """The whole blocks of a running sequence that one which starts at `length` needs; NULL for the others."""
 
     @abstractmethod
     def hit_blocks(self, path: Sequence[PrefixNode], length: int) -> list[int]:
@@ -86,6 +102,13 @@ class GroupManager(ABC):
     @abstractmethod
     def num_waking(self, blocks: Sequence[int]) -> int:
         """How many blocks of a hit are free now, and would not be once it is taken."""
+
+    @abstractmethod
+    def num_references(self, block: int) -> int: ...
+
+    @abstractmethod
+    def num_alone(self, blocks: Sequence[int]) -> int:
+        """How many of these blocks would be free if one reference to each were dropped."""
 
     @abstractmethod
     def peak_blocks(self, num_tokens: int, num_missing: int | None = None) -> int:
@@ -110,6 +133,10 @@ class GroupManager(ABC):
     @abstractmethod
     def vacate(self, table: GroupTable, node: PrefixNode) -> None:
         """Forget what is cached for this prefix, if nobody uses it. It counts as evicted for `table`."""
+
+    @abstractmethod
+    def pass_on(self, source: GroupTable, source_job: str, target: GroupTable, job: str) -> None:
+        """Move the last block of one table to the end of the other."""
 
     @abstractmethod
     def drop_behind(self, table: GroupTable, computed: int, job: str) -> None:

@@ -17,7 +17,6 @@ class BlockManager(GroupManager):
     """The owner of one group's pool. A node of the prefix tree spans `unit` tokens, a block `units_per_block` nodes."""
 
     pool: BlockPool
-    can_resume = True
 
     def __init__(self, group: LayerGroup, pool: BlockPool, tree: PrefixTree, max_chunk: int) -> None:
         assert group.block_size % tree.unit == 0, "a block must be a whole number of units"
@@ -46,6 +45,18 @@ class BlockManager(GroupManager):
         end = length // self.group.block_size
         return [NULL_BLOCK] * min(first, end) + [self.cached(path, position) for position in range(first, end)]
 
+    def num_whole(self, length: int) -> int:
+        return length // self.group.block_size
+
+    def own_at(self, length: int) -> int | None:
+        whole, rest = divmod(length, self.group.block_size)
+        return whole if rest else None
+
+    def needed_blocks(self, table: GroupTable, length: int) -> list[int]:
+        end = self.num_whole(length)
+        first = min(self.group.first_needed(length), end)
+        return [NULL_BLOCK] * first + table.blocks[first:end]
+
     def take_hit(self, table: GroupTable, blocks: list[int], job: str) -> None:
         assert not table.blocks, "a running sequence takes no new hits"
         for block in blocks:
@@ -59,6 +70,12 @@ class BlockManager(GroupManager):
 
     def num_waking(self, blocks: Sequence[int]) -> int:
         return sum(1 for block in blocks if block != NULL_BLOCK and self.pool.ref[block] == 0)
+
+    def num_references(self, block: int) -> int:
+        return self.pool.ref[block]
+
+    def num_alone(self, blocks: Sequence[int]) -> int:
+        return sum(1 for block in blocks if self.pool.ref[block] == 1)
 
     def num_missing(self, held: Sequence[int], end: int) -> int:
         return max(0, -(-end // self.group.block_size) - len(held))
@@ -91,6 +108,12 @@ class BlockManager(GroupManager):
     def _count_eviction(self, table: GroupTable, block: int) -> None:
         table.evicted += 1
         table.evicted_unused += not self.pool.used[block]
+
+    def pass_on(self, source: GroupTable, source_job: str, target: GroupTable, job: str) -> None:
+        block = source.blocks.pop()
+        self.use.add(block, job)
+        self.use.remove(block, source_job)
+        target.blocks.append(block)
 
     def drop_behind(self, table: GroupTable, computed: int, job: str) -> None:
         """Lowest position first."""

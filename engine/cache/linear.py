@@ -1,8 +1,7 @@
 """State layers (linear attention, state spaces, short convolutions): a sequence has one slot, whatever its length.
 
 A slot is a plain integer that names one sequence's states in all state layers of the model. Slot 0 is NULL and is never
-handed out. A slot's content starts from zero, and the first chunk of a sequence is what makes it do so: a sequence that
-was preempted runs again from its first token.
+handed out. A slot's content starts from zero, and the chunk that starts a sequence is what makes it do so.
 """
 
 from __future__ import annotations
@@ -67,16 +66,14 @@ class SlotPool:
 
 
 class LinearManager(GroupManager):
-    """One live slot per running sequence; its table is that slot alone.
+    """One live slot per running sequence, one for each checkpoint; a table is that slot alone.
 
-    A state cannot be cut back: what a slot holds is valid after exactly the tokens that ran, and no step but the next
-    one can start there. A prefix can be resumed only from a copy that was kept at its very end. Such copies would be
-    entered by `register`, found by `longest_valid` and named by `hit_blocks`; none are kept, so nothing is found.
+    A state cannot be cut back: what a slot holds is valid after exactly the tokens that ran. So a prefix can be resumed
+    only from a copy that was kept at its very end: a checkpoint, which somebody has asked for.
     """
 
     pool: SlotPool
     needs_ancestors = False
-    can_resume = False
 
     def __init__(self, group: LayerGroup, pool: SlotPool) -> None:
         self.group = group
@@ -87,15 +84,29 @@ class LinearManager(GroupManager):
         return 0
 
     def hit_blocks(self, path: Sequence[PrefixNode], length: int) -> list[int]:
-        assert length == 0, "no state is kept for this prefix"
+        return []
+
+    def num_whole(self, length: int) -> int:
+        return 0
+
+    def own_at(self, length: int) -> int | None:
+        return 0
+
+    def needed_blocks(self, table: GroupTable, length: int) -> list[int]:
         return []
 
     def take_hit(self, table: GroupTable, blocks: list[int], job: str) -> None:
         assert not table.blocks, "a running sequence takes no new hits"
-        assert not blocks, "no state is kept for any prefix"
+        assert not blocks, "a state cannot be shared"
 
     def num_waking(self, blocks: Sequence[int]) -> int:
         return 0
+
+    def num_references(self, block: int) -> int:
+        return self.pool.taken[block]
+
+    def num_alone(self, blocks: Sequence[int]) -> int:
+        return len(blocks)
 
     def peak_blocks(self, num_tokens: int, num_missing: int | None = None) -> int:
         return 1
@@ -116,7 +127,13 @@ class LinearManager(GroupManager):
         return []
 
     def vacate(self, table: GroupTable, node: PrefixNode) -> None:
-        """Nothing is cached for any prefix."""
+        """A state is cached by its checkpoint alone."""
+
+    def pass_on(self, source: GroupTable, source_job: str, target: GroupTable, job: str) -> None:
+        slot = source.blocks.pop()
+        self.use.add(slot, job)
+        self.use.remove(slot, source_job)
+        target.blocks.append(slot)
 
     def drop_behind(self, table: GroupTable, computed: int, job: str) -> None:
         """The state is all that is left of every token."""

@@ -2,64 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from math import gcd
+from collections.abc import Hashable, Sequence
 
-from engine.cache.base import GroupManager, GroupTable
-from engine.cache.full import FullManager
+from engine.cache.base import GroupManager
+from engine.cache.checkpoints import Checkpoints
 from engine.cache.groups import LayerGroup
-from engine.cache.linear import LinearManager, SlotPool
-from engine.cache.pool import BlockPool
-from engine.cache.prefix import PrefixNode, PrefixTree
-from engine.cache.sliding import SlidingManager
-from engine.request import GroupCounters
+from engine.cache.kinds import Groups
+from engine.cache.limits import explain
+from engine.cache.prefix import PrefixNode
+from engine.cache.tables import Checkpoint, Hit, SequenceBlocks
 from engine.stats import BlockUse
-from engine.step import NULL_BLOCK
-
-_ORDER = ("full", "linear", "sliding")  # the fixed point ends soonest if the simplest rules cut first
-
-
-def _manager(group: LayerGroup, size: int, tree: PrefixTree, max_chunk: int) -> GroupManager:
-    """`size` counts blocks or state slots, id 0 included."""
-    if group.kind == "linear":
-        return LinearManager(group, SlotPool(size))
-    kind = FullManager if group.kind == "full" else SlidingManager
-    return kind(group, BlockPool(size), tree, max_chunk)
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """The longest prefix that every group can resume from, and what each would take for it."""
-
-    length: int  # tokens
-    path: list[PrefixNode]  # every known node, also beyond `length`
-    blocks: tuple[list[int], ...]  # per group
-    computing: PrefixNode | None  # the longest prefix beyond `length` that a running sequence is computing
-
-
-class SequenceBlocks:
-    """One sequence's tables in all groups. Empty while the sequence waits; the counters outlive a preemption."""
-
-    __slots__ = ("job", "num_registered", "path", "room", "tables", "views")
-
-    def __init__(self, job: str, num_groups: int) -> None:
-        self.job = job
-        self.tables = tuple(GroupTable() for _ in range(num_groups))
-        self.views = tuple(table.blocks for table in self.tables)  # what the runner reads
-        self.room = 0  # tokens that the tables can hold in every group
-        self.path: list[PrefixNode] = []  # one node per unit; the last one is pinned
-        self.num_registered = 0  # units whose blocks are registered
-
-    def counters(self) -> tuple[GroupCounters, ...]:
-        return tuple(table.counters() for table in self.tables)
+from engine.step import NULL_BLOCK, BlockCopy
 
 
 class KVCache:
-    """The managers of all groups under one prefix tree.
+    """Blocks and states of all sequences: found, shared, kept and given back in every group or in none.
 
     `allow_block_sharing` decides whether two sequences may ever use one block; `use_prefix_sharing` whether a prefill
-    may be skipped. With the first alone, equal blocks are merged after each of them was computed.
+    may be skipped. With the first alone, samples fork, and equal blocks are merged after each of them was computed.
     """
 
     def __init__(
@@ -71,18 +31,12 @@ class KVCache:
         allow_block_sharing: bool = True,
         use_prefix_sharing: bool = True,
     ) -> None:
-        sizes = [group.block_size for group in groups if group.has_blocks]
-        self._tree = PrefixTree(gcd(*sizes) or 1, len(groups))
-        self.managers: tuple[GroupManager, ...] = tuple(
-            _manager(group, size, self._tree, max_chunk) for group, size in zip(groups, num_blocks, strict=True)
-        )
-        self._share_blocks = allow_block_sharing and bool(sizes)
-        # A prefill may be skipped only where every group can go on. A linear group keeps no state of a prefix, so with
-        # one of those each sequence runs from its first token; blocks that turn out equal are merged all the same.
-        self.shares_prefixes = (
-            self._share_blocks and use_prefix_sharing and all(manager.can_resume for manager in self.managers)
-        )
-        self._by_kind = sorted(self.managers, key=lambda manager: _ORDER.index(manager.group.kind))
+        self._groups = Groups(groups, num_blocks, max_chunk)
+        self._tree = self._groups.tree
+        self._checkpoints = Checkpoints(self._groups)
+        self.managers: tuple[GroupManager, ...] = self._groups.managers
+        self.shares_blocks = allow_block_sharing
+        self.shares_prefixes = allow_block_sharing and use_prefix_sharing
 
     def new_sequence(self, job: str) -> SequenceBlocks:
         return SequenceBlocks(job, len(self.managers))
@@ -94,46 +48,98 @@ class KVCache:
     def num_free(self) -> tuple[int, ...]:
         return tuple(manager.pool.num_free for manager in self.managers)
 
-    def find(self, tokens: Sequence[int]) -> Hit:
-        """The longest common hit; never the last token, which must run to give logits. Changes nothing."""
-        if not self.shares_prefixes:
-            return Hit(0, [], tuple([] for _ in self.managers), None)
-        path = self._tree.walk(tokens, len(tokens) - 1)
-        length = self._common(path, len(path) * self._tree.unit)
-        blocks = tuple(manager.hit_blocks(path, length) for manager in self.managers)
-        beyond = path[length // self._tree.unit :]
-        computing = next((node for node in reversed(beyond) if node.owner is not None), None)
-        return Hit(length, path, blocks, computing)
+    def take_copies(self) -> tuple[BlockCopy, ...]:
+        """What must be copied before the next forward pass, in this order."""
+        return self._checkpoints.take_copies()
 
-    def _common(self, path: list[PrefixNode], limit: int) -> int:
-        """Fixed point over the groups. The answer is valid in each, so none ever cuts below it."""
-        before = -1
-        while limit != before:
-            before = limit
-            for manager in self._by_kind:
-                limit = manager.longest_valid(path, limit)
-        return limit
+    # -- finding and starting
+
+    def find(self, tokens: Sequence[int], seq: SequenceBlocks | None = None) -> Hit:
+        """The longest common hit, also in what is kept for `seq`; never the last token, which must run to give logits.
+
+        Changes nothing.
+        """
+        kept = seq.kept if seq is not None else None
+        if not self.shares_prefixes and kept is None:
+            return Hit(0, [], tuple([] for _ in self.managers), None, False, None, 0)
+        path = self._tree.walk(tokens, len(tokens) - 1)
+        shared, length, checkpoint, pending = 0, 0, None, None
+        if self.shares_prefixes:
+            shared = self._groups.common(path, len(path) * self._tree.unit)
+            length = 0 if self._groups.has_states else shared
+            ready, pending = self._checkpoints.best(path, tokens)
+            if ready is not None and ready.length > length:
+                length, checkpoint = ready.length, ready
+        is_kept = kept is not None and kept.length > length and self._can_start_at(kept, path)
+        if kept is not None and is_kept:
+            length, checkpoint = kept.length, kept
+        return Hit(
+            length=length,
+            path=path,
+            blocks=self._whole_blocks(path, length, checkpoint),
+            checkpoint=checkpoint,
+            takes_over=checkpoint is not None and seq is not None and seq.is_last_at(checkpoint),
+            computing=None if is_kept else self._computing(path, length, pending),
+            shared=shared,
+        )
+
+    def _computing(
+        self, path: list[PrefixNode], length: int, pending: Checkpoint | None
+    ) -> Checkpoint | PrefixNode | None:
+        """What a running sequence will have made soon, and is worth waiting for."""
+        if self.shares_prefixes and not self._groups.has_states:
+            for node in reversed(path[length // self._tree.unit :]):
+                if node.owner is not None:
+                    return node
+        return pending if pending is not None and pending.length > length else None
+
+    def _can_start_at(self, kept: Checkpoint, path: list[PrefixNode]) -> bool:
+        if not kept.is_ready or kept.is_whole:
+            return kept.is_ready
+        return all(
+            manager.longest_valid(path, kept.length) == manager.num_whole(kept.length) * manager.group.block_size
+            for manager in self._groups.with_blocks
+        )
+
+    def _whole_blocks(
+        self, path: list[PrefixNode], length: int, checkpoint: Checkpoint | None
+    ) -> tuple[list[int], ...]:
+        if checkpoint is None or not checkpoint.is_whole:
+            return tuple(manager.hit_blocks(path, length) for manager in self.managers)
+        return tuple(
+            table.blocks[: manager.num_whole(length)]
+            for manager, table in zip(self.managers, checkpoint.tables, strict=True)
+        )
+
+    def _num_taken_over(self, hit: Hit) -> list[int]:
+        """Per group, blocks that come with the checkpoint itself."""
+        return [int(hit.takes_over and manager.own_at(hit.length) is not None) for manager in self.managers]
 
     def blocks_needed(self, hit: Hit, num_tokens: int, num_missing: int) -> tuple[int, ...]:
         """Free blocks per group that a sequence takes while it runs what the hit leaves and grows to `num_tokens`."""
         needs = []
-        for manager, blocks in zip(self.managers, hit.blocks, strict=True):
+        for manager, blocks, own in zip(self.managers, hit.blocks, self._num_taken_over(hit), strict=True):
             in_use = sum(1 for block in blocks if block != NULL_BLOCK) - manager.num_waking(blocks)
-            needs.append(max(0, manager.peak_blocks(num_tokens, num_missing) - in_use))
+            needs.append(max(0, manager.peak_blocks(num_tokens, num_missing) - in_use - own))
         return tuple(needs)
 
     def admit(self, seq: SequenceBlocks, tokens: Sequence[int], hit: Hit, end: int) -> bool:
         """Take the hit and room for the positions below `end`, in every group or in none."""
         assert not seq.path, "a running sequence takes no new hits"
-        for manager, blocks in zip(self.managers, hit.blocks, strict=True):
-            if manager.num_waking(blocks) + manager.num_missing(blocks, end) > manager.pool.num_free:
+        for manager, blocks, own in zip(self.managers, hit.blocks, self._num_taken_over(hit), strict=True):
+            if manager.num_waking(blocks) + manager.num_missing(blocks, end) - own > manager.pool.num_free:
                 return False
         # The hits of all groups come first: a fresh block of one must not evict the hit of another.
         for manager, table, blocks in zip(self.managers, seq.tables, hit.blocks, strict=True):
             manager.take_hit(table, blocks, seq.job)
-        if self._share_blocks:
+        if hit.takes_over:
+            self._checkpoints.hand_over(seq, hit)
+        if self.shares_blocks:
             self._claim_path(seq, tokens, hit)
         self._allocate(seq, end)
+        if hit.checkpoint is not None and not hit.takes_over:
+            self._checkpoints.copy_to(seq, hit)
+        self._begin(seq, tokens, hit)
         return True
 
     def _claim_path(self, seq: SequenceBlocks, tokens: Sequence[int], hit: Hit) -> None:
@@ -145,7 +151,7 @@ class KVCache:
             seq.path[-1].pins += 1
         end = len(tokens) if self.shares_prefixes else hit.length
         self._extend_path(seq, tokens, end)
-        if self.shares_prefixes:
+        if self.shares_prefixes and not self._groups.has_states:
             for node in seq.path[seq.num_registered :]:
                 if node.owner is None:
                     node.owner = seq
@@ -164,6 +170,26 @@ class KVCache:
             if pinned is not None:
                 pinned.pins -= 1
 
+    def _begin(self, seq: SequenceBlocks, tokens: Sequence[int], hit: Hit) -> None:
+        """The sequence has started: what the plan said of it comes true, and what it will keep for others is clear."""
+        if seq.kept is not None:
+            self._checkpoints.strike(seq, seq.kept)
+            seq.kept = None
+        planned = self._checkpoints.at(seq.path, tokens, seq.planned) if self.shares_prefixes else None
+        if not seq.has_started:
+            seq.limits = explain(self._groups, hit, seq, planned, self.shares_prefixes)
+            if self.shares_prefixes:
+                self._checkpoints.expect(seq, tokens)
+                if self._groups.has_states and hit.shared > hit.length:
+                    self._checkpoints.suspect(seq, tokens, hit.shared)
+            if planned is not None and seq.uses(planned):
+                self._checkpoints.strike(seq, planned)
+            seq.has_started = True
+        if self.shares_prefixes:
+            self._checkpoints.claim(seq, tokens, hit.length)
+
+    # -- running
+
     def extend(self, seq: SequenceBlocks, computed: int, end: int) -> bool:
         """Room for the positions below `end`, in every group or in none. What the window has left is given back."""
         if end <= seq.room:
@@ -177,48 +203,47 @@ class KVCache:
         return fits
 
     def _allocate(self, seq: SequenceBlocks, end: int) -> None:
-        for manager, table in zip(self.managers, seq.tables, strict=True):
-            for node in manager.allocate(table, manager.num_missing(table.blocks, end), seq.job):
-                if manager.needs_ancestors:
-                    self._forget_beyond(node, seq)
-                self._tree.prune(node)
+        missing = [
+            manager.num_missing(table.blocks, end) for manager, table in zip(self.managers, seq.tables, strict=True)
+        ]
+        self._groups.allocate(seq.tables, missing, seq.job)
         seq.room = min(manager.room(table) for manager, table in zip(self.managers, seq.tables, strict=True))
 
-    def _forget_beyond(self, node: PrefixNode, seq: SequenceBlocks) -> None:
-        """A full group has lost this prefix: no longer one can be resumed, so the other groups' blocks are dead too.
-
-        What a running sequence uses stays; it holds the prefix in every group, so nothing of that kind is found here
-        except by a sequence that computes the prefix anew.
-        """
-        stack, leaves = [node], []
-        while stack:
-            dead = stack.pop()
-            for manager, table in zip(self.managers, seq.tables, strict=True):
-                manager.vacate(table, dead)
-            stack.extend(dead.children.values())
-            if not dead.children:
-                leaves.append(dead)
-        for leaf in leaves:
-            self._tree.prune(leaf)
+    def next_stop(self, seq: SequenceBlocks) -> int | None:
+        """Where the next chunk must end: a state is kept there, and can be copied only while it is the newest."""
+        return seq.stops[-1].length if seq.stops and self._groups.has_states else None
 
     def commit(self, seq: SequenceBlocks, tokens: Sequence[int], computed: int) -> None:
-        """Register what the step has completed. Until now nobody could take it."""
+        """Register what the step has completed, and keep what was asked for. Until now nobody could take it."""
         unit = self._tree.unit
-        if not self._share_blocks or computed < (seq.num_registered + 1) * unit:
-            return
-        self._extend_path(seq, tokens, computed)
-        for index in range(seq.num_registered, computed // unit):
-            node = seq.path[index]
-            for manager, table in zip(self.managers, seq.tables, strict=True):
-                manager.register(table, index, node, seq.job)
-            if node.owner is seq:
-                node.owner = None
-        seq.num_registered = computed // unit
+        if self.shares_blocks and self._groups.with_blocks and computed >= (seq.num_registered + 1) * unit:
+            self._extend_path(seq, tokens, computed)
+            for index in range(seq.num_registered, computed // unit):
+                node = seq.path[index]
+                for manager, table in zip(self.managers, seq.tables, strict=True):
+                    manager.register(table, index, node, seq.job)
+                if node.owner is seq:
+                    node.owner = None
+            seq.num_registered = computed // unit
+        if seq.stops:
+            self._checkpoints.complete(seq, computed)
+
+    def fork(self, seq: SequenceBlocks, computed: int, num_siblings: int) -> Checkpoint | None:
+        """Where so many siblings can start after what was committed last; None without room to keep it."""
+        return self._checkpoints.fork(seq, computed, num_siblings)
+
+    # -- giving back
+
+    def suspend(self, seq: SequenceBlocks, computed: int) -> None:
+        """Give the blocks back, but keep what no other sequence could let this one go on from."""
+        if self.shares_prefixes:
+            self._checkpoints.suspend(seq, computed)
+        self.release(seq)
 
     def release(self, seq: SequenceBlocks) -> None:
         """Give everything back. Registered content stays cached until its block is needed."""
-        for manager, table in zip(self.managers, seq.tables, strict=True):
-            manager.release(table, seq.job)
+        self._checkpoints.disown(seq)
+        self._groups.release(seq.tables, seq.job)
         seq.room = 0
         path, seq.path, seq.num_registered = seq.path, [], 0
         if path:
@@ -228,6 +253,28 @@ class KVCache:
                     node.owner = None
             self._tree.prune(path[-1])
 
+    def leave(self, seq: SequenceBlocks, tokens: Sequence[int]) -> None:
+        """The sequence has ended, started or not: nothing is kept for it any more."""
+        if seq.kept is not None:
+            self._checkpoints.strike(seq, seq.kept)
+            seq.kept = None
+        if not seq.has_started and self.shares_prefixes:
+            planned = self._checkpoints.at(self._tree.walk(tokens, seq.planned), tokens, seq.planned)
+            if planned is not None and seq.uses(planned):
+                self._checkpoints.strike(seq, planned)
+        seq.has_started = True
+
+    def reclaim(self, hit: Hit | None = None, *, keep_planned: bool) -> bool:
+        """Give up one checkpoint, that of `hit` last; False if there is none whose end would free anything."""
+        if hit is not None and hit.checkpoint is not None:
+            self._checkpoints.touch(hit.checkpoint)
+        return self._checkpoints.reclaim(keep_planned=keep_planned)
+
+    def end_plan(self, plan: Hashable) -> None:
+        self._checkpoints.forget_plan(plan)
+
+    # -- figures
+
     def record_step(self) -> None:
         for manager in self.managers:
             manager.use.record_step()
@@ -235,7 +282,10 @@ class KVCache:
     def block_use(self, job: str) -> tuple[BlockUse, ...]:
         return tuple(manager.use.of(job) for manager in self.managers)
 
+    def held(self, group: int) -> list[int]:
+        """All blocks of a group that checkpoints refer to, with repetitions."""
+        return self._checkpoints.held(group)
+
     def check_integrity(self) -> None:
-        self._tree.check_integrity()
-        for manager in self.managers:
-            manager.check_integrity()
+        self._groups.check_integrity()
+        self._checkpoints.check_integrity()

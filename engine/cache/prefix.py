@@ -10,14 +10,18 @@ block but the last ones, and those can still be found.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from engine.step import NULL_BLOCK
+
+if TYPE_CHECKING:
+    from engine.cache.tables import Checkpoint
 
 
 class PrefixNode:
     """One prefix. `blocks[g]` caches its last block in group g, or is NULL."""
 
-    __slots__ = ("blocks", "children", "owner", "parent", "pins", "unit_tokens")
+    __slots__ = ("blocks", "checkpoints", "children", "owner", "parent", "pins", "unit_tokens")
 
     def __init__(self, parent: PrefixNode | None, unit_tokens: tuple[int, ...], num_groups: int) -> None:
         self.parent = parent  # None for the root and for nodes that have left the tree
@@ -26,9 +30,10 @@ class PrefixNode:
         self.blocks = [NULL_BLOCK] * num_groups
         self.pins = 0  # sequences whose path ends here
         self.owner: object | None = None  # the sequence that is computing this prefix now
+        self.checkpoints: dict[tuple[int, ...], Checkpoint] | None = None  # by the tokens beyond it, less than a unit
 
     def is_needed(self) -> bool:
-        return bool(self.children or self.pins or any(self.blocks) or self.owner is not None)
+        return bool(self.children or self.pins or self.checkpoints or any(self.blocks) or self.owner is not None)
 
 
 class PrefixTree:
@@ -80,6 +85,13 @@ class PrefixTree:
             node = stack.pop()
             yield node
             stack.extend(node.children.values())
+
+    def depth(self, node: PrefixNode) -> int:
+        """Units from the root."""
+        depth = 0
+        while node.parent is not None:
+            node, depth = node.parent, depth + 1
+        return depth
 
     def check_integrity(self) -> None:
         count = 0

@@ -105,6 +105,8 @@ class Harness:
         return {(item.request_id, item.sample_index): item for item in self.completions[before:]}
 
     def check_all_returned(self) -> None:
+        while self.cache.reclaim(keep_planned=True):
+            pass
         for manager in self.cache.managers:
             assert manager.pool.num_free == manager.pool.capacity, "a block was not given back"
             assert not any(manager.pool.ref if manager.group.has_blocks else manager.pool.taken)

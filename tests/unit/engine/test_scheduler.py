@@ -175,7 +175,7 @@ def next_token_after(prompt: list[int]) -> int:
 
 def test_the_oldest_sequence_is_never_preempted() -> None:
     harness = crowded(22)
-    harness.scheduler._output_ratio = 0.0
+    harness.scheduler._admission._output_ratio = 0.0
     rows = [request(str(number), [number + 10, 5, 6, 7, 8, 9], 40) for number in range(4)]
 
     done = harness.run(*rows)
@@ -186,7 +186,7 @@ def test_the_oldest_sequence_is_never_preempted() -> None:
 
 def test_the_youngest_sequence_waits_for_room_rather_than_giving_up_its_own() -> None:
     harness = Harness(FULL, num_blocks=6)
-    harness.scheduler._output_ratio = 0.0
+    harness.scheduler._admission._output_ratio = 0.0
 
     done = harness.run(request("old", range(7), 3), request("young", range(10, 17), 8))
 
@@ -196,7 +196,7 @@ def test_the_youngest_sequence_waits_for_room_rather_than_giving_up_its_own() ->
 
 def test_growing_decodes_near_a_full_pool_do_not_collapse() -> None:
     harness = crowded(40)
-    harness.scheduler._output_ratio = 0.0
+    harness.scheduler._admission._output_ratio = 0.0
     rows = [request(str(number), [number + 10, 5, 6], 60) for number in range(12)]
 
     harness.run(*rows)
@@ -248,7 +248,7 @@ def test_a_step_looks_at_few_of_the_waiting_rows(monkeypatch: pytest.MonkeyPatch
         harness.scheduler.submit(request(str(number), [1, 2, 3, 4, 5, number]))
     looked: list[int] = []
     find = KVCache.find
-    monkeypatch.setattr(KVCache, "find", lambda cache, tokens: looked.append(1) or find(cache, tokens))
+    monkeypatch.setattr(KVCache, "find", lambda cache, *args: looked.append(1) or find(cache, *args))
 
     for _ in range(20):
         before = len(looked)

@@ -76,8 +76,8 @@ def test_a_sequence_keeps_its_slot_however_long_it_grows() -> None:
     cache.check_integrity()
 
 
-def test_states_switch_prefix_hits_off_but_equal_blocks_are_merged() -> None:
-    cache = KVCache(LINEAR, [40, 4], max_chunk=64)
+def test_equal_blocks_are_merged_and_states_are_not() -> None:
+    cache = KVCache(LINEAR, [40, 4], max_chunk=64, use_prefix_sharing=False)
     tokens = list(range(17))
     sequences = [cache.new_sequence("job") for _ in range(2)]
 
@@ -86,7 +86,6 @@ def test_states_switch_prefix_hits_off_but_equal_blocks_are_merged() -> None:
         cache.commit(seq, tokens, 17)
     first, second = sequences
 
-    assert not cache.shares_prefixes
     assert cache.find(tokens).length == 0
     assert first.views[0][:4] == second.views[0][:4]
     assert first.views[1] != second.views[1]
@@ -117,16 +116,16 @@ def test_slots_limit_how_many_run_at_once() -> None:
     assert most == 3
     harness.check_all_returned()
     assert harness.cache.block_use("job")[1].peak == 3
-    assert total(harness).groups[1] == GroupCounters(allocated=7)
+    assert total(harness).completion_tokens == 7 * 8
 
 
 def test_a_preempted_sequence_takes_a_slot_again_and_an_aborted_one_gives_it_back() -> None:
     harness = Harness(LINEAR, num_blocks=[13, 9])
-    harness.scheduler._output_ratio = 0.0
+    harness.scheduler._admission._output_ratio = 0.0
     ids = [i for n in range(4) for i in harness.scheduler.submit(request(str(n), [n, 1, 2], 30))]
 
     while not any(seq.preemptions for seq in harness.scheduler._sequences.values()):
-        harness.scheduler._output_ratio = 0.0
+        harness.scheduler._admission._output_ratio = 0.0
         harness.step()
     finished = [harness.scheduler.abort(sequence_id) for sequence_id in ids[:-1]]
     harness.scheduler.check_integrity()
@@ -135,7 +134,8 @@ def test_a_preempted_sequence_takes_a_slot_again_and_an_aborted_one_gives_it_bac
     assert all(item is not None for item in finished), "nobody was to finish before the first preemption"
     last = harness.completions[-1]
     assert last.token_ids == reference([3, 1, 2], 30)
-    assert last.counters.groups[1].allocated == 1 + last.counters.preemptions > 1
+    assert last.counters.preemptions > 0
+    assert last.counters.groups[1].allocated == 1, "its state was kept while it waited"
 
 
 def test_a_model_of_states_alone_needs_no_blocks() -> None:

@@ -1,0 +1,45 @@
+"""How many sequences may run at once: by prompts that are known and output lengths that are learnt."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from engine.cache.manager import KVCache
+from engine.cache.tables import Hit
+from engine.sequence import Sequence
+
+_MEMORY = 0.95  # how slowly the expected share of max_tokens follows what finished sequences used
+_BACKOFF = 0.1  # and how much it rises when a preemption shows that it was too low
+
+
+class Admission:
+    """The owner of what is expected of output lengths."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._output_ratio = 1.0  # expected output length / max_tokens
+
+    def learn(self, seq: Sequence) -> None:
+        """A sequence has come to its own end."""
+        ratio = seq.num_generated / seq.request.sampling.max_tokens
+        self._output_ratio = _MEMORY * self._output_ratio + (1 - _MEMORY) * ratio
+
+    def back_off(self) -> None:
+        """A sequence was preempted: too much was let in."""
+        self._output_ratio = min(1.0, self._output_ratio + _BACKOFF)
+
+    def may_start(self, seq: Sequence, hit: Hit, running: Collection[Sequence]) -> bool:
+        """Whether its prompt and expected output fit beside what the running sequences are still expected to take."""
+        expected = max(1, round(seq.request.sampling.max_tokens * self._output_ratio))
+        seq.expected_tokens = max(len(seq.tokens), seq.prompt_len + expected - 1)
+        if not running:
+            return True
+        needs = self._cache.blocks_needed(hit, seq.expected_tokens, len(seq.tokens) - hit.length)
+        for index, (manager, need) in enumerate(zip(self._cache.managers, needs, strict=True)):
+            room = manager.pool.num_free - need
+            for other in running:
+                peak = manager.peak_blocks(other.expected_tokens, len(other.tokens) - other.computed)
+                room -= max(0, peak - other.blocks.tables[index].num_held)
+            if room < 0:
+                return False
+        return True

@@ -1,0 +1,33 @@
+"""Why a prompt found less in the cache than it might have: the layer kind or the rule, and how many tokens it cost."""
+
+from __future__ import annotations
+
+from engine.cache.kinds import Groups
+from engine.cache.tables import Checkpoint, Hit, SequenceBlocks
+from engine.request import Limits
+
+SWITCHED_OFF = "switched off"
+NOT_MADE = "not made"  # whoever should have computed it was refused or cancelled
+
+
+def explain(groups: Groups, hit: Hit, seq: SequenceBlocks, planned: Checkpoint | None, is_on: bool) -> Limits:
+    """`planned` stands where the plan lets this prompt start, if anything does."""
+    missed = seq.planned - hit.length
+    if not is_on:
+        return ((SWITCHED_OFF, missed),) if missed > 0 else ()
+    if missed > 0:
+        return (((planned.lost if planned is not None else "") or NOT_MADE, missed),)
+    return _limit_of_groups(groups, hit)
+
+
+def _limit_of_groups(groups: Groups, hit: Hit) -> Limits:
+    """Without a plan: the group that could resume least far, if another could from beyond the hit."""
+    end = len(hit.path) * groups.tree.unit
+    if end <= hit.length:
+        return ()
+    alone = {manager.group.kind: manager.longest_valid(hit.path, end) for manager in groups.with_blocks}
+    best = max(alone.values(), default=0)
+    if best <= hit.length:
+        return ()
+    kind = "linear" if groups.has_states else min(alone, key=lambda kind: alone[kind])
+    return ((kind, best - hit.length),)

@@ -1,0 +1,112 @@
+"""What one sequence has of the cache, what it could take from it, and what is kept for others to start from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from engine.cache.base import GroupTable
+from engine.cache.prefix import PrefixNode
+from engine.request import GroupCounters, Junction, Limits
+
+
+class Checkpoint:
+    """Where sequences can start after exactly `length` tokens, or will be able to.
+
+    |  whole blocks, held  |  the partial block: a copy of its own  |     and a state slot of its own, in a linear group
+    |                      `length` tokens                          |
+
+    Nobody writes into it: who starts here shares the whole blocks and copies the rest, or takes it over if nobody else
+    will start here. It may be empty: to be made by the next sequence that passes (`owner`, once that runs), or lost.
+    """
+
+    __slots__ = ("is_loose", "is_whole", "job", "length", "lost", "node", "owner", "tables", "tail", "users")
+
+    def __init__(self, length: int, job: str, num_users: int = 0, user: Hashable = None) -> None:
+        self.length = length
+        self.job = job  # that the blocks are charged to
+        self.users: Counter[Hashable] = Counter()  # who are still to start here, per plan
+        if num_users:
+            self.users[user] = num_users
+        self.node: PrefixNode | None = None  # where it stands in the tree; None for what one sequence or fork keeps
+        self.tail: tuple[int, ...] = ()  # the tokens beyond the node
+        self.owner: SequenceBlocks | None = None  # the sequence that is computing it now
+        self.is_loose = False  # kept on suspicion, without users that are known
+        self.is_whole = True  # with the whole blocks; what a preemption leaves relies on those that are cached
+        self.tables: tuple[GroupTable, ...] = ()  # per group; empty tuple: nothing is kept
+        self.lost = ""  # why there is nothing, in a word for the statistics
+
+    @property
+    def is_ready(self) -> bool:
+        return bool(self.tables)
+
+    @property
+    def num_users(self) -> int:
+        return self.users.total()
+
+
+class SequenceBlocks:
+    """One sequence's tables in all groups. Empty while the sequence waits; the counters outlive a preemption."""
+
+    __slots__ = (
+        "has_started",
+        "job",
+        "junctions",
+        "kept",
+        "limits",
+        "num_registered",
+        "path",
+        "plan",
+        "planned",
+        "room",
+        "stops",
+        "tables",
+        "views",
+    )
+
+    def __init__(self, job: str, num_groups: int) -> None:
+        self.job = job
+        self.tables = tuple(GroupTable() for _ in range(num_groups))
+        self.views = tuple(table.blocks for table in self.tables)  # what the runner reads
+        self.room = 0  # tokens that the tables can hold in every group
+        self.path: list[PrefixNode] = []  # one node per unit; the last one is pinned
+        self.num_registered = 0  # units whose blocks are registered
+        self.stops: list[Checkpoint] = []  # that it will make, the next one last
+        self.kept: Checkpoint | None = None  # a fork's start, or where a preemption has stopped it
+        self.has_started = False
+        self.plan: Hashable = None  # whose users this sequence counts among until it has started
+        self.planned = 0
+        self.junctions: tuple[Junction, ...] = ()
+        self.limits: Limits = ()
+
+    def follow(self, plan: Hashable, planned: int, junctions: tuple[Junction, ...]) -> None:
+        self.plan, self.planned, self.junctions = plan, planned, junctions
+
+    def uses(self, checkpoint: Checkpoint) -> bool:
+        """Whether this sequence is one of the checkpoint's users."""
+        if checkpoint is self.kept:
+            return True
+        return not self.has_started and self.planned == checkpoint.length and checkpoint.users[self.plan] > 0
+
+    def is_last_at(self, checkpoint: Checkpoint) -> bool:
+        """Whether nobody else will start there, so that this sequence may take it over."""
+        if checkpoint.is_loose or checkpoint.num_users != 1 or not self.uses(checkpoint):
+            return False
+        return self.has_started or all(junction.length != checkpoint.length for junction in self.junctions)
+
+    def counters(self) -> tuple[GroupCounters, ...]:
+        return tuple(table.counters() for table in self.tables)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """The longest prefix that every group can resume from, and what each would take for it."""
+
+    length: int  # tokens
+    path: list[PrefixNode]  # every known node, also beyond `length`
+    blocks: tuple[list[int], ...]  # whole blocks per group
+    checkpoint: Checkpoint | None  # that has the rest, unless the whole blocks are all
+    takes_over: bool  # nobody else will start there
+    computing: Checkpoint | PrefixNode | None  # the longest prefix beyond `length` that a running sequence computes
+    shared: int  # tokens from which all groups with blocks could go on; more than `length` if a state is missing
