@@ -96,3 +96,11 @@ class KVMemory:
         """Store `key` and `value` [num_kv_heads, T, dim] at `slots` [T]."""
         self.keys[layer].index_copy_(1, slots, key)
         self.values[layer].index_copy_(1, slots, value)
+
+    def copy(self, group: LayerGroup, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Copy whole blocks [N] in all layers of `group`; every source is read before any target is written."""
+        for layer in group.layers:
+            # One tensor at a time: what is read is held until it is written.
+            for tensor in (self.keys[layer], self.values[layer]):
+                blocks = tensor.view(group.num_kv_heads, -1, group.block_size, tensor.shape[2])
+                blocks.index_copy_(1, targets, blocks.index_select(1, sources))

@@ -14,13 +14,14 @@ from engine.attention.pick import Best
 from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
 from engine.model.batch import PackedStep, SlotBatch, pack, slot_batches
+from engine.model.copies import copy_batches
 from engine.model.hooks import NotingCache
 from engine.model.load import LoadedModel
 from engine.model.memory import KVMemory
 from engine.model.project import Tiles, fill_logits, given_tiles
 from engine.model.states import RowPart, SlotStates, StateMemory
 from engine.sampler import Sampler, SampleRow, is_plain_greedy
-from engine.step import Chunk, Sampled, Step
+from engine.step import BlockCopy, Chunk, Sampled, Step
 
 
 class PagedLayers:
@@ -62,7 +63,8 @@ class SlottedLayers:
     def __init__(self, loaded: LoadedModel, group: LayerGroup) -> None:
         self._group = group
         self._device = loaded.device
-        self.states = SlotStates(StateMemory(loaded.states, loaded.num_slots, loaded.device))
+        self.memory = StateMemory(loaded.states, loaded.num_slots, loaded.device)
+        self.states = SlotStates(self.memory)
 
     def begin(self, chunks: Sequence[Chunk]) -> None:
         batches = slot_batches(chunks, self._group)
@@ -110,12 +112,24 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, step: Step) -> list[Sampled]:
         """The copies, then one forward pass; one `Sampled` for each sample of each chunk, in order."""
+        self._copy(step.copies)
         packed = pack(step.chunks, self._groups)
         self._layers.begin(packed)
         if self._slotted is not None:
             self._slotted.begin(step.chunks)
         rows, tiles = self._forward(packed)
         return self._sample(_draws(step.chunks), rows, tiles)
+
+    def _copy(self, copies: Sequence[BlockCopy]) -> None:
+        for batch in copy_batches(copies):
+            group = self._loaded.groups[batch.group]
+            sources = torch.tensor(batch.sources, device=self._device)
+            targets = torch.tensor(batch.targets, device=self._device)
+            if group.has_blocks:
+                self._memory.copy(group, sources, targets)
+            else:
+                assert self._slotted is not None, "a state slot is copied in a model without states"
+                self._slotted.memory.copy(sources, targets)
 
     def _forward(self, packed: PackedStep) -> tuple[torch.Tensor, Tiles]:
         """The rows that sample, and the way from them to their logits."""

@@ -83,6 +83,11 @@ class StateMemory:
             for key, shape in shapes.items()
         }
 
+    def copy(self, sources: torch.Tensor, targets: torch.Tensor) -> None:
+        """Copy whole slots [N] in all states; every source is read before any target is written."""
+        for tensor in self.tensors.values():
+            tensor.index_copy_(0, targets, tensor.index_select(0, sources))
+
 
 class SlotStates:
     """Lends each part copies of its slots and puts them back: single tokens are written into the copy in place.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from engine.config import EngineConfig
@@ -18,6 +16,7 @@ from engine.model.load import load_model
 from engine.model.runner import ModelRunner
 from engine.request import SamplingParams
 from engine.step import Chunk, Step
+from tests.allocations import memory_changes
 from tests.equivalence import tiny
 
 SIZES = {49_152: 64, 262_144: 8}  # vocabulary: rows
@@ -74,16 +73,6 @@ def step_of(options: list[SamplingParams]) -> Step:
     return Step(tuple(chunks))
 
 
-def allocations(call: Callable[[], object], trace: Path) -> list[int]:
-    """The sizes in bytes of all that torch allocates during the call, also within its operations."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        call()
-    profiler.export_chrome_trace(str(trace))
-    events = json.loads(trace.read_text())["traceEvents"]
-    sizes = [event["args"]["Bytes"] for event in events if event["name"] == "[memory]"]
-    return [size for size in sizes if size > 0]  # what is given back counts below zero
-
-
 @pytest.mark.parametrize("beside", [None, SamplingParams(temperature=1.0)], ids=["alone", "beside others"])
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("vocab_size", SIZES)
@@ -97,7 +86,7 @@ def test_no_step_allocates_batch_times_vocabulary(
     step = step_of(options)
     runner(vocab_size).run(step)
 
-    sizes = allocations(lambda: runner(vocab_size).run(step), tmp_path / "trace.json")
+    sizes = memory_changes(lambda: runner(vocab_size).run(step), tmp_path / "trace.json")
 
     assert sizes, "the profiler saw nothing"
     assert max(sizes) < rows * vocab_size * 4
