@@ -3,9 +3,11 @@ from __future__ import annotations
 from itertools import chain, pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs import planner
 from jobs.planner import SLACK, Cut, CutLimits, RowCost, cached_lengths, cut_shards, shared_lengths
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=25)
@@ -115,6 +117,19 @@ def test_the_tokens_that_sorted_rows_do_not_share_are_the_edges_of_the_prefix_tr
     values, offsets = flat(prompts)
 
     assert int((np.diff(offsets) - shared_lengths(values, offsets)).sum()) == len(edges)
+
+
+@settings(max_examples=50, deadline=None)
+@given(PROMPTS)
+def test_prompts_are_compared_in_slices_with_the_same_result(prompts: list[list[int]]) -> None:
+    values, offsets = flat(prompts)
+    expected = shared_lengths(values, offsets)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "COMPARED_TOKENS", 3)
+        found = shared_lengths(values, offsets)
+
+    assert found.tolist() == expected.tolist()
 
 
 @settings(max_examples=50, deadline=None)
