@@ -133,7 +133,6 @@ def _agreeing(values: npt.NDArray[np.integer], ones: Int64s, others: Int64s, cou
     return np.minimum.reduceat(first_difference, starts)
 
 
-def cached_lengths(lengths: Int64s, shared: Int64s, block_size: int) -> Int64s:
-    """Tokens of each row that a cache of whole blocks can serve; the last token of a prompt is always computed."""
-    usable = np.minimum(shared, np.maximum(lengths - 1, 0))
-    return usable // block_size * block_size
+def cached_lengths(lengths: Int64s, shared: Int64s) -> Int64s:
+    """Tokens of each row that a cache can serve which resumes at any token; the last of a prompt is always computed."""
+    return np.minimum(shared, np.maximum(lengths - 1, 0))

@@ -133,21 +133,18 @@ def test_prompts_are_compared_in_slices_with_the_same_result(prompts: list[list[
 
 
 @settings(max_examples=50, deadline=None)
-@given(PROMPTS, st.integers(1, 3))
-def test_cached_tokens_are_those_of_an_unlimited_cache_of_whole_blocks(prompts: list[list[int]], block: int) -> None:
+@given(PROMPTS)
+def test_cached_tokens_are_all_but_the_edges_of_the_prefix_tree_and_a_token_for_each_copy(
+    prompts: list[list[int]],
+) -> None:
     prompts = sorted(prompts)
-    blocks: set[tuple[int, ...]] = set()
-    expected = 0
-    for prompt in prompts:
-        usable = (max(len(prompt) - 1, 0)) // block
-        ends = [end * block for end in range(1, usable + 1)]
-        hit = next((i for i, end in enumerate(ends) if tuple(prompt[:end]) not in blocks), len(ends))
-        expected += hit * block
-        blocks.update(tuple(prompt[:end]) for end in range(block, len(prompt) + 1, block))
+    edges = {tuple(prompt[: i + 1]) for prompt in prompts for i in range(len(prompt))}
+    copies = sum(one == other != [] for one, other in pairwise(prompts))
 
     values, offsets = flat(prompts)
+    cached = cached_lengths(np.diff(offsets), shared_lengths(values, offsets))
 
-    assert int(cached_lengths(np.diff(offsets), shared_lengths(values, offsets), block).sum()) == expected
+    assert int(cached.sum()) == len(values) - len(edges) - copies
 
 
 def test_a_huge_job_gets_larger_shards_and_not_more_of_them() -> None:
