@@ -18,6 +18,8 @@ Int64s = npt.NDArray[np.int64]
 # A cut may come this much before or after the budget if a subtree ends there.
 SLACK = 0.25
 
+COMPARED_TOKENS = 65_536  # at a time: comparing takes some 60 bytes for each
+
 
 class RowCost(NamedTuple):
     """One row as the planner sees it, in tokens."""
@@ -102,21 +104,35 @@ def shared_lengths(values: npt.NDArray[np.integer], offsets: Int64s) -> Int64s:
     with the row before it; 0 for the first."""
     lengths = np.diff(offsets)
     shared = np.zeros(len(lengths), dtype=np.int64)
-    compared = np.minimum(lengths[1:], lengths[:-1])
-    some = np.flatnonzero(compared > 0)
-    if len(some) == 0:
-        return shared
-    counts = compared[some]
-    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
-    within = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(starts, counts)
-    equal = values[np.repeat(offsets[some + 1], counts) + within] == values[np.repeat(offsets[some], counts) + within]
-    # The first difference in each pair; where there is none, its length.
-    first_difference = np.where(equal, np.repeat(counts, counts), within)
-    shared[some + 1] = np.minimum.reduceat(first_difference, starts)
+    shared[1:] = common_lengths(values, offsets[1:-1], offsets[:-2], np.minimum(lengths[1:], lengths[:-1]))
     return shared
 
 
-def cached_lengths(lengths: Int64s, shared: Int64s, block_size: int) -> Int64s:
-    """Tokens of each row that a cache of whole blocks can serve; the last token of a prompt is always computed."""
-    usable = np.minimum(shared, np.maximum(lengths - 1, 0))
-    return usable // block_size * block_size
+def common_lengths(values: npt.NDArray[np.integer], ones: Int64s, others: Int64s, limits: Int64s) -> Int64s:
+    """For each i the number of leading ids, `limits[i]` at most, in which what starts at values[ones[i]] and what
+    starts at values[others[i]] agree. Takes the memory of COMPARED_TOKENS or of one row."""
+    common = np.zeros(len(limits), dtype=np.int64)
+    some = np.flatnonzero(limits > 0)
+    ends = np.cumsum(limits[some])
+    first, done = 0, 0
+    while first < len(some):
+        last = max(first + 1, int(np.searchsorted(ends, done + COMPARED_TOKENS, side="right")))
+        part = some[first:last]
+        common[part] = _agreeing(values, ones[part], others[part], limits[part])
+        first, done = last, int(ends[last - 1])
+    return common
+
+
+def _agreeing(values: npt.NDArray[np.integer], ones: Int64s, others: Int64s, counts: Int64s) -> Int64s:
+    """The same for counts above 0, all at once."""
+    starts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+    within = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(starts, counts)
+    equal = values[np.repeat(ones, counts) + within] == values[np.repeat(others, counts) + within]
+    # The first difference in each pair; where there is none, its length.
+    first_difference = np.where(equal, np.repeat(counts, counts), within)
+    return np.minimum.reduceat(first_difference, starts)
+
+
+def cached_lengths(lengths: Int64s, shared: Int64s) -> Int64s:
+    """Tokens of each row that a cache can serve which resumes at any token; the last of a prompt is always computed."""
+    return np.minimum(shared, np.maximum(lengths - 1, 0))

@@ -55,7 +55,6 @@ class PlanTask:
     order: Order
     cut: CutLimits
     most_shards: int | None  # where the user has left the size of shards to us
-    block_size: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,6 @@ class _Totals:
     outputs: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    bound_tokens: int = 0
     longest: int = 0
     cost_tokens: int = 0  # prompts and outputs, before anything is shared
     errors: Counter[str] = field(default_factory=Counter)
@@ -112,7 +110,7 @@ def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
         num_rows=totals.rows,
         prompt_tokens=totals.prompt_tokens,
         predicted_cached_tokens=totals.cached_tokens,
-        lower_bound_tokens=totals.bound_tokens,
+        lower_bound_tokens=totals.prompt_tokens - totals.cached_tokens,
     )
     return Plan(
         record=record,
@@ -217,15 +215,15 @@ def _costs(rows: _Ordered, held: _Held, totals: _Totals, task: PlanTask) -> Iter
     in_prefix_order = rows.order == "prefix"
     if not in_prefix_order:
         for _, lengths, shared in _with_shared(rows.by_tokens()):
-            _count_tokens(totals, lengths, shared, task.block_size)
+            _count_tokens(totals, lengths, shared)
     for batch, lengths, shared in _with_shared(rows.sorted()):
         held.add(batch)
         if in_prefix_order:
-            _count_tokens(totals, lengths, shared, task.block_size)
+            _count_tokens(totals, lengths, shared)
         codes = pc.value_counts(batch["error_code"].drop_null()).to_pylist()
         totals.errors.update({each["values"]: each["counts"] for each in codes})
         totals.outputs += pc.sum(batch["num_outputs"]).as_py()
-        computed = lengths - cached_lengths(lengths, shared, task.block_size) + batch["decode_tokens"].to_numpy()
+        computed = lengths - cached_lengths(lengths, shared) + batch["decode_tokens"].to_numpy()
         yield from map(RowCost, computed.tolist(), shared.tolist())
 
 
@@ -241,10 +239,11 @@ def _with_shared(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.RecordB
         last = column.slice(len(column) - 1)
 
 
-def _count_tokens(totals: _Totals, lengths: Int64s, shared: Int64s, block_size: int) -> None:
+def _count_tokens(totals: _Totals, lengths: Int64s, shared: Int64s) -> None:
+    """`lengths` and `shared` of rows by their tokens. What is not shared are the edges of the prefix tree; the last
+    token of a prompt that comes again is on none and is computed all the same."""
     totals.prompt_tokens += int(lengths.sum())
-    totals.cached_tokens += int(cached_lengths(lengths, shared, block_size).sum())
-    totals.bound_tokens += int((lengths - shared).sum())  # the edges of the prefix tree
+    totals.cached_tokens += int(cached_lengths(lengths, shared).sum())
     totals.longest = max(totals.longest, int(lengths.max(initial=0)))
 
 

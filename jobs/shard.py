@@ -15,16 +15,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
-import pyarrow as pa
-
 from engine.errors import EngineDead
 from engine.request import Completion, Request
 from jobs.engines import BlockUse, Feed, ServingEngine
 from jobs.gate import Gate
+from jobs.junctions import RowPlan
 from jobs.leases import Lease, LeaseKeeper
 from jobs.outcome import Ending, Outcome, ShardFailed
 from jobs.patience import until_answered
-from jobs.planrows import PlanRow, make_request, plan_rows
+from jobs.planrows import PlanRow, make_request, unsealed_rows
 from jobs.prompts import PromptEncoder
 from jobs.recorder import Recorder
 from jobs.retry import decide
@@ -140,8 +139,10 @@ class Attempt:
         self._recorder = self._make_recorder()
         self._owed = self.shard.num_outputs - len(self._skip)
         self.tools.gate.owe(self.shard.id, self._owed)
+        defaults = Sampling.from_spec(self.job.spec["sampling"])
         table = read_shard(self._plan_path, self.shard.idx)
-        with self.tools.engine.feed(self._requests(table)) as feed:
+        rows = unsealed_rows(table, defaults, self._skip, self.tools.encoder.max_model_len)
+        with self.tools.engine.feed(self._requests(rows)) as feed:
             ending = self._collect(feed)
         self._seal_all()
         if ending is Ending.DONE:
@@ -173,19 +174,15 @@ class Attempt:
     def _block_use(self) -> Sequence[BlockUse]:
         return self.tools.engine.block_use(str(self.job.id))
 
-    def _requests(self, table: pa.Table) -> Iterator[Request]:
-        """The rows of the plan that are not sealed yet, as requests; pulled by the engine as it has room."""
-        defaults = Sampling.from_spec(self.job.spec["sampling"])
-        for row in plan_rows(table, defaults, self.tools.encoder.max_model_len):
-            num_samples = 1 if row.error_code else row.sampling.num_samples
-            if all((row.row_index, sample) in self._skip for sample in range(num_samples)):
-                continue
+    def _requests(self, rows: Iterator[tuple[PlanRow, RowPlan]]) -> Iterator[Request]:
+        """The rows that are not sealed yet, as requests; pulled by the engine as it has room."""
+        for row, plan in rows:
             if row.error_code:
                 self._refused.append(row)
             else:
                 request_id = f"{self.shard.id}.{self.shard.epoch}.{row.row_index}"
-                self._in_flight[request_id] = (row, num_samples)
-                yield make_request(row, request_id, str(self.job.id), self.tools.encoder)
+                self._in_flight[request_id] = (row, row.sampling.num_samples)
+                yield make_request(row, plan, request_id, str(self.job.id), self.tools.encoder)
 
     # --- generating -------------------------------------------------------------------------------------------
     def _collect(self, feed: Feed) -> Ending:

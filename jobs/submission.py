@@ -81,7 +81,6 @@ class Submission:
                 max_rows=max(options.shard_rows or SHARD_ROWS, min_rows),
             ),
             most_shards=None if options.shard_tokens or options.shard_rows else MOST_SHARDS,
-            block_size=settings.block_size,
         )
 
 

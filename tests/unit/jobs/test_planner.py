@@ -3,9 +3,11 @@ from __future__ import annotations
 from itertools import chain, pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jobs import planner
 from jobs.planner import SLACK, Cut, CutLimits, RowCost, cached_lengths, cut_shards, shared_lengths
 
 PROMPTS = st.lists(st.lists(st.integers(0, 2), max_size=6), max_size=25)
@@ -118,21 +120,31 @@ def test_the_tokens_that_sorted_rows_do_not_share_are_the_edges_of_the_prefix_tr
 
 
 @settings(max_examples=50, deadline=None)
-@given(PROMPTS, st.integers(1, 3))
-def test_cached_tokens_are_those_of_an_unlimited_cache_of_whole_blocks(prompts: list[list[int]], block: int) -> None:
+@given(PROMPTS)
+def test_prompts_are_compared_in_slices_with_the_same_result(prompts: list[list[int]]) -> None:
+    values, offsets = flat(prompts)
+    expected = shared_lengths(values, offsets)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner, "COMPARED_TOKENS", 3)
+        found = shared_lengths(values, offsets)
+
+    assert found.tolist() == expected.tolist()
+
+
+@settings(max_examples=50, deadline=None)
+@given(PROMPTS)
+def test_cached_tokens_are_all_but_the_edges_of_the_prefix_tree_and_a_token_for_each_copy(
+    prompts: list[list[int]],
+) -> None:
     prompts = sorted(prompts)
-    blocks: set[tuple[int, ...]] = set()
-    expected = 0
-    for prompt in prompts:
-        usable = (max(len(prompt) - 1, 0)) // block
-        ends = [end * block for end in range(1, usable + 1)]
-        hit = next((i for i, end in enumerate(ends) if tuple(prompt[:end]) not in blocks), len(ends))
-        expected += hit * block
-        blocks.update(tuple(prompt[:end]) for end in range(block, len(prompt) + 1, block))
+    edges = {tuple(prompt[: i + 1]) for prompt in prompts for i in range(len(prompt))}
+    copies = sum(one == other != [] for one, other in pairwise(prompts))
 
     values, offsets = flat(prompts)
+    cached = cached_lengths(np.diff(offsets), shared_lengths(values, offsets))
 
-    assert int(cached_lengths(np.diff(offsets), shared_lengths(values, offsets), block).sum()) == expected
+    assert int(cached.sum()) == len(values) - len(edges) - copies
 
 
 def test_a_huge_job_gets_larger_shards_and_not_more_of_them() -> None:

@@ -76,7 +76,7 @@ def test_rows_come_in_the_order_of_their_tokens_and_ties_in_that_of_the_input(pl
 
     assert row_numbers(shards) == [1, 4, 5, 3, 2, 0]
     assert [row.token_ids for row in shards[0]] == [(1,), (1,), (1, 3), (1, 256), (2,), (2, 1)]
-    assert (plan.record.num_rows, plan.record.prompt_tokens, plan.record.lower_bound_tokens) == (6, 9, 5)
+    assert (plan.record.num_rows, plan.record.prompt_tokens, plan.record.lower_bound_tokens) == (6, 9, 6)
 
 
 @pytest.mark.parametrize(("order", "expected"), [("input", [0, 1, 2]), ("longest", [1, 2, 0])])
@@ -88,7 +88,17 @@ def test_other_orders_promise_the_same_cache_hits(planner: Planner, order: Any, 
 
     assert row_numbers(shards) == expected
     assert plan.record.predicted_cached_tokens == by_prefix.record.predicted_cached_tokens == 2
-    assert plan.record.lower_bound_tokens == by_prefix.record.lower_bound_tokens == 4
+    assert plan.record.lower_bound_tokens == by_prefix.record.lower_bound_tokens == 5
+
+
+def test_hits_are_promised_to_the_token_and_over_the_borders_of_shards(planner: Planner) -> None:
+    prompts = ids(*([7, 8, 9, i] for i in range(100)))
+
+    plan, shards = planner.plan({"prompt_token_ids": prompts}, shard_rows=10)
+
+    assert len(shards) == 10
+    assert plan.record.predicted_cached_tokens == 3 * 99
+    assert plan.record.lower_bound_tokens == 3 + 100
 
 
 def test_shards_are_row_groups_that_partition_the_rows(planner: Planner) -> None:
@@ -99,7 +109,7 @@ def test_shards_are_row_groups_that_partition_the_rows(planner: Planner) -> None
 
     assert [len(shard) for shard in shards] == [10] * 10  # one subtree each
     assert [(shard.row_lo, shard.row_hi) for shard in plan.shards] == [(i * 10, i * 10 + 10) for i in range(10)]
-    assert all(shard.cost_tokens == 100 for shard in plan.shards)
+    assert all(shard.cost_tokens == 100 - 9 for shard in plan.shards)  # nine rows share the first token
 
 
 def test_the_sums_hold_over_the_borders_of_batches(planner: Planner) -> None:
@@ -110,10 +120,9 @@ def test_the_sums_hold_over_the_borders_of_batches(planner: Planner) -> None:
     assert sorted(row_numbers(shards)) == [*range(9000)]
     assert [row.token_ids for shard in shards for row in shard] == sorted(map(tuple, prompts))
     edges = {tuple(prompt[:end]) for prompt in prompts for end in range(1, 5)}
-    assert plan.record.lower_bound_tokens == len(edges)
-    # Blocks of two tokens, and the last token of a prompt is always computed: one block of each prompt can be shared.
-    blocks = {tuple(prompt[:2]) for prompt in prompts}
-    assert plan.record.predicted_cached_tokens == 2 * (9000 - len(blocks))
+    copies = 9000 - len(set(map(tuple, prompts)))  # each computes its last token again
+    assert plan.record.lower_bound_tokens == len(edges) + copies
+    assert plan.record.predicted_cached_tokens == 4 * 9000 - len(edges) - copies
 
 
 def test_a_plan_row_has_all_that_a_request_needs(planner: Planner) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from engine.feed import Feed
+from engine.request import Request
 from jobs import shard as story
 from jobs.gate import Gate
 from jobs.leases import LeaseKeeper
@@ -49,6 +52,17 @@ class Bench:
 
     def sealed(self) -> int:
         return sum(segment.rows for segment in self.tools.repository.segments(self.shard.id))
+
+    def watch_requests(self) -> list[Request]:
+        """What the engine pulls from now on."""
+        seen: list[Request] = []
+        real = self.engine.feed
+
+        def feed(requests: Iterable[Request]) -> Feed:
+            return real(seen.append(each) or each for each in requests)  # type: ignore[func-returns-value]
+
+        self.engine.feed = feed  # type: ignore[method-assign]
+        return seen
 
     def take_engine(self, **options: object) -> None:
         self.engine.stop()
@@ -130,6 +144,27 @@ def test_a_stop_seals_what_is_finished_and_the_next_attempt_makes_only_the_rest(
     assert second.ending is Ending.DONE
     assert second.stats.rows == ROWS - first.stats.rows
     assert bench.shard.out_rows == ROWS
+
+
+def test_requests_tell_where_they_part_and_a_second_attempt_plans_what_is_left(bench: Bench) -> None:
+    bench.take_engine(rows_per_second=40)
+    first = bench.watch_requests()
+    stopper = threading.Thread(target=lambda: (_wait_for_rows(bench, 4), bench.tools.stopping.set()))
+    stopper.start()
+    bench.run()
+    stopper.join()
+    sealed = bench.sealed()
+    bench.take_engine()
+    second = bench.watch_requests()
+
+    bench.run()
+
+    for seen, num_rows in ((first, ROWS - 1), (second, ROWS - sealed)):
+        assert len(seen) == num_rows > 1
+        starts = Counter(tuple(each.prompt[: each.planned_tokens]) for each in seen if each.planned_tokens)
+        announced = {tuple(each.prompt[: at.length]): at.num_users for each in seen for at in each.junctions}
+        assert starts == announced
+        assert sum(starts.values()) == num_rows - 1  # all but the first start after "prompt "
 
 
 def test_an_attempt_that_lost_its_lease_is_fenced_and_its_epoch_leaves_no_shard_file(bench: Bench) -> None:
