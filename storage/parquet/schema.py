@@ -129,6 +129,14 @@ def decode(field: pa.Field) -> pa.Field:
     return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
 
 
+def complete(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Rows of a segment or shard file in `schema`; metrics that the program which wrote them did not know are null."""
+    for field in METRIC_FIELDS:
+        if field.name not in batch.schema.names:
+            batch = batch.append_column(field, pa.nulls(batch.num_rows, field.type))
+    return batch.select(schema.names).cast(schema)
+
+
 def encode_status(table: pa.Table) -> pa.Table:
     """The table with its plain `status` as a dictionary of all statuses, always the same one."""
     position = table.schema.get_field_index("status")
