@@ -55,9 +55,14 @@ GROUP_COUNTERS = pa.list_(
     pa.struct([(name, pa.int32()) for name in ("allocated", "shared", "copied", "evicted", "evicted_unused")])
 )
 
+LIMITS = pa.list_(pa.struct([("name", pa.string()), ("tokens", pa.int32())]))
+"""What kept prompt tokens from being cached (a layer kind or a rule) and how many; the largest first."""
+
 METRIC_FIELDS = [
+    pa.field("planned_tokens", pa.int32()),  # prompt tokens that the plan expected to be cached
     pa.field("cached_tokens", pa.int32()),
     pa.field("computed_tokens", pa.int32()),
+    pa.field("limited_by", LIMITS),
     pa.field("forked_tokens", pa.int32()),
     pa.field("recomputed_tokens", pa.int32()),
     pa.field("preemptions", pa.int32()),
@@ -71,6 +76,9 @@ METRIC_FIELDS = [
 ]
 
 KEY = ("row_index", "sample_index")
+
+UNMEASURED = frozenset({"limited_by", "reused_from"})
+"""Metrics whose length differs between runs; they do not count where the size of the output decides where it is cut."""
 
 
 def plan_schema(passed: pa.Schema) -> pa.Schema:

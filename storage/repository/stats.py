@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Connection, and_, case, func, select
 
 from storage.records import GroupStats, JobId, RunStats
@@ -12,7 +14,7 @@ from storage.tables import attempts, cache_stats
 def of_job(conn: Connection, job_id: JobId) -> RunStats:
     sums = [func.coalesce(func.sum(attempts.c[name]), 0).label(name) for name in SCALARS]
     row = conn.execute(select(*sums).where(attempts.c.job_id == job_id)).one()
-    counts = {name: int(row._mapping[name]) for name in SCALARS if name != "engine_seconds"}
+    counts: dict[str, Any] = {name: int(row._mapping[name]) for name in SCALARS if name != "engine_seconds"}
     return RunStats(**counts, engine_seconds=float(row.engine_seconds), groups=_groups(conn, job_id))
 
 

@@ -16,7 +16,7 @@ from storage.parquet.schema import metrics_schema, result_schema
 from storage.parquet.writer import write_shard
 from tests.unit.storage.parquet.samples import PASSED, make_job, result_row, write_segments
 
-LATER = ["preemptions", "groups"]
+LATER = ["planned_tokens", "limited_by"]
 
 
 def make_older(out: Path, file: SealedFile) -> SealedFile:
@@ -29,15 +29,15 @@ def make_older(out: Path, file: SealedFile) -> SealedFile:
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_segments_of_an_older_program_and_of_this_one_become_one_shard(tmp_path: Path, order: Sequence[int]) -> None:
-    [older] = write_segments(tmp_path, 0, 1, [result_row(0, preemptions=3)])
-    [newer] = write_segments(tmp_path, 0, 2, [result_row(1, preemptions=4)])
+    [older] = write_segments(tmp_path, 0, 1, [result_row(0, planned_tokens=3)])
+    [newer] = write_segments(tmp_path, 0, 2, [result_row(1, planned_tokens=4)])
     keys = [make_older(tmp_path, older).key, newer.key]
 
     shard = write_shard(tmp_path, 0, 2, [keys[position] for position in order])
 
     table = pq.read_table(tmp_path / shard.key)
     assert table.schema.equals(result_schema(PASSED))
-    assert table["preemptions"].to_pylist() == [None, 4]
+    assert table["planned_tokens"].to_pylist() == [None, 4]
     assert table["output_text"].to_pylist() == [result_row(index).output_text for index in (0, 1)]
 
 
@@ -50,4 +50,4 @@ def test_a_shard_file_of_an_older_program_is_published(tmp_path: Path) -> None:
     metrics = pq.read_table(tmp_path / layout.part(layout.METRICS, 0))
     assert published.rows == 4
     assert metrics.schema.equals(metrics_schema())
-    assert [groups is None for groups in metrics["groups"].to_pylist()] == [True, True, False, False]
+    assert [limits is None for limits in metrics["limited_by"].to_pylist()] == [True, True, False, False]
