@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.cache.groups import LayerGroup
-from engine.request import Completion, GroupCounters, Limits, add_limits
+from engine.request import Completion, GroupCounters, add_limits
 from jobs.engines import BlockUse
 from jobs.planrows import PlanRow
+from jobs.report import largest_first
 from jobs.text import Decoder, finish_text
 from storage.parquet.rows import ResultRow
 from storage.records import GroupStats, RunStats
@@ -118,10 +119,6 @@ def merge(first: RunStats, second: RunStats) -> RunStats:
     return replace(
         first, limited_by=limited_by, **{name: getattr(first, name) + getattr(second, name) for name in names}
     )
-
-
-def largest_first(limits: Limits) -> Limits:
-    return tuple(sorted(limits, key=lambda limit: (-limit[1], limit[0])))
 
 
 def group_stats(groups: Sequence[LayerGroup]) -> tuple[GroupStats, ...]:
