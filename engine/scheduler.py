@@ -13,14 +13,13 @@ at the cost of the younger ones, and every chunk has at least one token. So some
 from __future__ import annotations
 
 import heapq
-from collections import Counter
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
 from engine.admission import Admission
 from engine.cache.manager import KVCache
 from engine.cache.prefix import PrefixNode
-from engine.cache.tables import Checkpoint
+from engine.cache.tables import Checkpoint, Rank
 from engine.errors import EngineError
 from engine.forks import Forks
 from engine.limits import RequestLimits
@@ -138,7 +137,7 @@ class Scheduler:
         """
         end = seq.computed + length
         while not self.cache.extend(seq.blocks, seq.computed, end):
-            if self.cache.reclaim(keep_planned=False):
+            if self.cache.reclaim(Rank.PLANNED if len(self._running) > 1 else Rank.OWN):
                 continue
             youngest = next(reversed(self._running.values()))
             if youngest is seq:
@@ -174,7 +173,7 @@ class Scheduler:
             if not self._admission.may_start(seq, hit, self._running.values()) or not self.cache.admit(
                 seq.blocks, seq.tokens, hit, hit.length + length
             ):
-                if self.cache.reclaim(hit, keep_planned=bool(self._running)):
+                if self.cache.reclaim(Rank.LOOSE if self._running else Rank.OWN, hit):
                     continue
                 return
             heapq.heappop(self._waiting)
@@ -212,7 +211,7 @@ class Scheduler:
                 self.cache.commit(seq.blocks, seq.tokens, seq.computed)
             if drawn:
                 finished += self._accept(seq, drawn, is_usable)
-        assert next(results, None) is None, "the runner sampled more chunks than it was asked to"
+        assert next(results, None) is None, "the runner drew more than it was asked to"
         return finished
 
     def _accept(self, leader: Sequence, drawn: list[Sampled], is_usable: bool) -> Iterator[Finished]:
@@ -265,6 +264,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         self.cache.check_integrity()
+        self.cache.check_references([seq.blocks for seq in self._running.values()])
         waiting = [sequence_id for sequence_id in self._waiting if sequence_id in self._sequences]
         places = [*waiting, *self._held, *self._running, *self._forks.ids()]
         assert sorted(places) == sorted(self._sequences), "a sequence is lost or in two places"
@@ -274,18 +274,6 @@ class Scheduler:
                 assert seq.computed < len(seq.tokens), "a running sequence has nothing to run"
             else:
                 assert (seq.blocks.room, any(seq.blocks.views)) == (0, False), "a waiting sequence holds blocks"
-        self._check_references()
-
-    def _check_references(self) -> None:
-        """Every block is referred to by exactly the tables and checkpoints that name it."""
-        for index, manager in enumerate(self.cache.managers):
-            named = Counter(self.cache.held(index))
-            for seq in self._running.values():
-                table = seq.blocks.tables[index]
-                named.update(table.blocks[table.first :])
-            references = {block: manager.num_references(block) for block in named}
-            assert references == named, f"group {index}: a block's references are miscounted"
-            assert len(named) == manager.pool.capacity - manager.pool.num_free, f"group {index}: a block is lost"
 
     def _chunk(self, seq: Sequence, length: int) -> Chunk:
         samples: tuple[int, ...] = ()

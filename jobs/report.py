@@ -107,14 +107,31 @@ def tokens_per_second(stats: RunStats) -> float | None:
     return stats.completion_tokens / stats.engine_seconds if stats.engine_seconds else None
 
 
+def computed_over_bound(job: Job, stats: RunStats) -> float | None:
+    """Prompt tokens that were computed, for each that the plan's prefix tree makes necessary: 1 is the best there is.
+
+    None until every row has had its turn, and if some never get it: the bound is that of all prompts together.
+    """
+    if job.plan is None or not job.plan.lower_bound_tokens or job.rows_succeeded + job.rows_errored < job.rows_total:
+        return None
+    return stats.computed_tokens / job.plan.lower_bound_tokens
+
+
 def statistics(job: Job, stats: RunStats) -> dict[str, Any]:
-    """The object of `nightmill stats --json`. prompt_tokens = cached_tokens + computed_tokens."""
+    """The object of `nightmill stats --json`. prompt_tokens = cached_tokens + computed_tokens.
+
+    planned_cached_tokens sums up what the plan expected of the rows that are counted here, no others, so that it can
+    be held against cached_tokens at any time.
+    """
     return {
         "job": int(job.id),
         "rows": stats.rows,
         "prompt_tokens": stats.prompt_tokens,
+        "planned_cached_tokens": stats.planned_tokens,
         "cached_tokens": stats.cached_tokens,
         "computed_tokens": stats.computed_tokens,
+        "lower_bound_tokens": job.plan.lower_bound_tokens if job.plan else None,
+        "computed_over_bound": computed_over_bound(job, stats),
         "completion_tokens": stats.completion_tokens,
         "forked_tokens": stats.forked_tokens,
         "recomputed_tokens": stats.recomputed_tokens,
@@ -122,8 +139,14 @@ def statistics(job: Job, stats: RunStats) -> dict[str, Any]:
         "engine_seconds": stats.engine_seconds,
         "tokens_per_second": tokens_per_second(stats),
         "hit_rate": hit_rate(stats),
+        "limited_by": dict(largest_first(stats.limited_by)),
         "groups": [_group(group) for group in stats.groups],
     }
+
+
+def largest_first(limits: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
+    """(name, tokens) in the order in which a reader wants them."""
+    return sorted(limits, key=lambda limit: (-limit[1], limit[0]))
 
 
 def _group(group: GroupStats) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.cache.groups import LayerGroup
-from engine.request import Completion, GroupCounters
+from engine.request import Completion, GroupCounters, add_limits
 from jobs.engines import BlockUse
 from jobs.planrows import PlanRow
+from jobs.report import largest_first
 from jobs.text import Decoder, finish_text
 from storage.parquet.rows import ResultRow
 from storage.records import GroupStats, RunStats
@@ -18,8 +19,8 @@ from storage.states import RowStatus
 
 GROUP_NAMES = tuple(field.name for field in fields(GroupCounters))
 COUNTERS = (
-    *("cached_tokens", "computed_tokens", "completion_tokens", "forked_tokens", "recomputed_tokens"),
-    *("preemptions", "engine_seconds"),
+    *("planned_tokens", "cached_tokens", "computed_tokens", "completion_tokens", "forked_tokens"),
+    *("recomputed_tokens", "preemptions", "engine_seconds"),
 )
 """Columns of a row that add up to fields of the same name in RunStats."""
 
@@ -59,8 +60,10 @@ class RowMaker:
             seed=row.seed,
             error_code=error_code,
             error_message=error_message,
+            planned_tokens=counters.planned_tokens,
             cached_tokens=counters.cached_tokens,
             computed_tokens=counters.computed_tokens,
+            limited_by=[{"name": name, "tokens": tokens} for name, tokens in largest_first(counters.limited_by)],
             forked_tokens=counters.forked_tokens,
             recomputed_tokens=counters.recomputed_tokens,
             preemptions=counters.preemptions,
@@ -102,6 +105,9 @@ def sum_rows(rows: Sequence[ResultRow], groups: Sequence[LayerGroup]) -> RunStat
         rows=len(rows),
         prompt_tokens=totals["cached_tokens"] + totals["computed_tokens"],
         groups=tuple(_sum_group(stats, rows) for stats in group_stats(groups)),
+        limited_by=add_limits(
+            *(tuple((each["name"], each["tokens"]) for each in row.limited_by or ()) for row in rows)
+        ),
         **totals,
     )
 
@@ -109,7 +115,10 @@ def sum_rows(rows: Sequence[ResultRow], groups: Sequence[LayerGroup]) -> RunStat
 def merge(first: RunStats, second: RunStats) -> RunStats:
     """The plain counters of both; layer groups are those of the first."""
     names = ("rows", "prompt_tokens", *COUNTERS)
-    return replace(first, **{name: getattr(first, name) + getattr(second, name) for name in names})
+    limited_by = add_limits(first.limited_by, second.limited_by)
+    return replace(
+        first, limited_by=limited_by, **{name: getattr(first, name) + getattr(second, name) for name in names}
+    )
 
 
 def group_stats(groups: Sequence[LayerGroup]) -> tuple[GroupStats, ...]:

@@ -17,15 +17,15 @@ from storage.errors import SchemaOutdated
 _UPGRADE_LOCK = 0x6E6D_0000
 
 
-def upgrade(url: str) -> None:
-    """Bring a database to `head()`, all or nothing; creates a SQLite file. Two at once: the second finds it done."""
+def upgrade(url: str, version: str = "head") -> None:
+    """Bring a database to `version`, all or nothing; creates a SQLite file. Two at once: the second finds it done."""
     database = Database(url, create=True)
     try:
         with database.write() as conn:
             lock(conn, _UPGRADE_LOCK)
             config = _config()
             config.attributes["connection"] = conn
-            command.upgrade(config, "head")
+            command.upgrade(config, version)
     finally:
         database.close()
 

@@ -160,6 +160,7 @@ class RunStats:
 
     rows: int = 0
     prompt_tokens: int = 0
+    planned_tokens: int = 0  # prompt tokens of these rows that the plan expected to be cached
     cached_tokens: int = 0
     computed_tokens: int = 0
     completion_tokens: int = 0
@@ -168,6 +169,7 @@ class RunStats:
     wasted_tokens: int = 0  # computed by attempts whose rows were not sealed, as far as known
     preemptions: int = 0
     engine_seconds: float = 0.0
+    limited_by: tuple[tuple[str, int], ...] = ()  # (what kept prompt tokens from being cached, tokens), by name
     groups: tuple[GroupStats, ...] = ()
 
 

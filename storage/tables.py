@@ -1,6 +1,7 @@
 """The tables. Times are seconds since 1970 on the database's clock; 0 in a NOT NULL time means "long ago".
 
 jobs 1-n shards 1-n attempts 1-n cache_stats     an attempt is one epoch of a shard
+                    attempts 1-n cache_limits
               shards 1-n shard_segments           finished rows, sealed by some attempt
               shards 1-1 dead_rows                rows of a shard that was given up
 """
@@ -145,6 +146,7 @@ attempts = Table(
     # sums over the segments that this attempt sealed
     _count("rows"),
     _count("prompt_tokens"),
+    _count("planned_tokens"),
     _count("cached_tokens"),
     _count("computed_tokens"),
     _count("completion_tokens"),
@@ -175,6 +177,17 @@ cache_stats = Table(
     _seconds("blocks_peak"),
     _seconds("blocks_mean"),
     PrimaryKeyConstraint("shard_id", "epoch", "group_index"),
+)
+
+cache_limits = Table(
+    "cache_limits",
+    metadata,
+    Column("shard_id", ForeignKey("shards.id"), nullable=False),
+    Column("epoch", BigInteger, nullable=False),
+    Column("name", String, nullable=False),  # the layer kind or the rule that kept tokens from being cached
+    Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
+    _count("tokens"),
+    PrimaryKeyConstraint("shard_id", "epoch", "name"),
 )
 
 shard_segments = Table(

@@ -72,12 +72,15 @@ def fake_counters(prompt: Sequence[int], sample_index: int, num_tokens: int) -> 
     cached = len(prompt) // 2
     blocks = -(-(len(prompt) + num_tokens) // BLOCK_SIZE)
     first = sample_index == 0
+    limits = {"block size": len(prompt) - cached - 1, "last token": 1}
     return Counters(
         prompt_tokens=len(prompt) if first else 0,
         cached_tokens=cached if first else 0,
         computed_tokens=len(prompt) - cached if first else 0,
         forked_tokens=0 if first else len(prompt),
         completion_tokens=num_tokens,
+        planned_tokens=len(prompt) - 1 if first else 0,
+        limited_by=tuple((name, tokens) for name, tokens in limits.items() if first and tokens > 0),
         engine_seconds=0.001,
         groups=(GroupCounters(allocated=blocks, shared=cached // BLOCK_SIZE), GroupCounters(allocated=min(blocks, 3))),
     )

@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 from engine.cache.base import GroupTable
 from engine.cache.kinds import Groups
 from engine.cache.prefix import PrefixNode
-from engine.cache.tables import Checkpoint, Hit, SequenceBlocks
+from engine.cache.tables import Checkpoint, Hit, Rank, SequenceBlocks
 from engine.step import NULL_BLOCK, BlockCopy
 
 EVICTED = "evicted"  # for want of room, after it was made
@@ -27,8 +27,8 @@ class Checkpoints:
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._copies: list[BlockCopy] = []
-        # Those that hold something, by whether they are loose; the one that was used least recently is first.
-        self._ready: dict[bool, dict[Checkpoint, None]] = {False: {}, True: {}}
+        # Those that hold something; of each rank, the one that was used least recently is first.
+        self._ready: dict[Rank, dict[Checkpoint, None]] = {rank: {} for rank in Rank}
         self._plans: dict[Hashable, set[Checkpoint]] = {}  # in the tree, with users of the plan
 
     def take_copies(self) -> tuple[BlockCopy, ...]:
@@ -69,7 +69,7 @@ class Checkpoints:
     def touch(self, checkpoint: Checkpoint) -> None:
         """It is the last to be given up now."""
         if checkpoint.is_ready:
-            ready = self._ready[checkpoint.is_loose]
+            ready = self._ready[checkpoint.rank]
             del ready[checkpoint]
             ready[checkpoint] = None
 
@@ -79,18 +79,17 @@ class Checkpoints:
         """Others of its plan will start at the junctions of the sequence's prompt."""
         for junction in seq.junctions:
             checkpoint = self._enter(seq, tokens, junction.length)
-            if checkpoint.is_loose:
-                if checkpoint.is_ready:
-                    del self._ready[True][checkpoint]
-                    self._ready[False][checkpoint] = None
-                checkpoint.is_loose = False
+            if checkpoint.is_ready:
+                del self._ready[checkpoint.rank][checkpoint]
+                self._ready[Rank.PLANNED][checkpoint] = None
+            checkpoint.rank = Rank.PLANNED
             checkpoint.users[seq.plan] += junction.num_users
             self._plans.setdefault(seq.plan, set()).add(checkpoint)
 
     def suspect(self, seq: SequenceBlocks, tokens: Sequence[int], length: int) -> None:
         """Prompts seem to part here, as one was found that shares this much."""
         if self.at(seq.path, tokens, length) is None:
-            self._enter(seq, tokens, length).is_loose = True
+            self._enter(seq, tokens, length).rank = Rank.LOOSE
 
     def _enter(self, seq: SequenceBlocks, tokens: Sequence[int], length: int) -> Checkpoint:
         depth, rest = divmod(length, self._groups.tree.unit)
@@ -100,7 +99,7 @@ class Checkpoints:
         tail = tuple(tokens[length - rest : length])
         checkpoint = node.checkpoints.get(tail)
         if checkpoint is None:
-            checkpoint = node.checkpoints[tail] = Checkpoint(length, seq.job)
+            checkpoint = node.checkpoints[tail] = Checkpoint(length, seq.job, Rank.PLANNED)
             checkpoint.node, checkpoint.tail = node, tail
         return checkpoint
 
@@ -138,7 +137,8 @@ class Checkpoints:
 
     def _remove_useless(self, checkpoint: Checkpoint) -> None:
         """Without users it goes, unless it is loose: then it may stay for as long as it holds something."""
-        if checkpoint.users or (checkpoint.is_loose and (checkpoint.is_ready or checkpoint.owner is not None)):
+        is_loose = checkpoint.rank is Rank.LOOSE
+        if checkpoint.users or (is_loose and (checkpoint.is_ready or checkpoint.owner is not None)):
             return
         self._empty(checkpoint)
         checkpoint.owner = None
@@ -163,7 +163,7 @@ class Checkpoints:
 
     def fork(self, seq: SequenceBlocks, length: int, num_users: int) -> Checkpoint | None:
         """Where `num_users` siblings of the sequence start; None without room for it."""
-        checkpoint = Checkpoint(length, seq.job, num_users)
+        checkpoint = Checkpoint(length, seq.job, Rank.OWN, num_users)
         self._fill(checkpoint, seq)
         return checkpoint if checkpoint.is_ready else None
 
@@ -173,7 +173,7 @@ class Checkpoints:
         places = [manager.own_at(length) for manager in self._groups.managers]
         counts = [int(place is not None) for place in places]
         while not self._has_room(counts):
-            if not self.reclaim(keep_planned=True):
+            if not self.reclaim(Rank.LOOSE):
                 checkpoint.lost = NO_ROOM
                 return
         tables = tuple(GroupTable() for _ in places)
@@ -185,7 +185,7 @@ class Checkpoints:
                 self._copy(index, source.blocks[place], table.blocks[place])
             source.absorb(table, copied=int(place is not None))
         checkpoint.tables, checkpoint.lost = tables, ""
-        self._ready[checkpoint.is_loose][checkpoint] = None
+        self._ready[checkpoint.rank][checkpoint] = None
 
     def _has_room(self, counts: Sequence[int]) -> bool:
         return all(count <= manager.pool.num_free for manager, count in zip(self._groups.managers, counts, strict=True))
@@ -199,7 +199,7 @@ class Checkpoints:
         places = [manager.own_at(computed) for manager in self._groups.managers]
         if not computed or not any(place is not None for place in places):
             return
-        kept = Checkpoint(computed, seq.job, 1)
+        kept = Checkpoint(computed, seq.job, Rank.OWN, 1)
         kept.is_whole = False
         tables = []
         for manager, place, source in zip(self._groups.managers, places, seq.tables, strict=True):
@@ -213,7 +213,7 @@ class Checkpoints:
             tables.append(table)
         kept.tables = tuple(tables)
         seq.kept = kept
-        self._ready[False][kept] = None
+        self._ready[Rank.OWN][kept] = None
 
     # -- using
 
@@ -236,10 +236,15 @@ class Checkpoints:
 
     # -- giving up
 
-    def reclaim(self, *, keep_planned: bool) -> bool:
-        """Give up the one that was used least recently and holds what nobody else does; False if there is none."""
-        for loose in (True,) if keep_planned else (True, False):
-            for checkpoint in self._ready[loose]:
+    def reclaim(self, highest: Rank) -> bool:
+        """Give up the one of the lowest rank that was used least recently and holds what nobody else does.
+
+        False if there is none up to the highest rank.
+        """
+        for rank in Rank:
+            if rank > highest:
+                break
+            for checkpoint in self._ready[rank]:
                 if self._frees_something(checkpoint):
                     self._empty(checkpoint)
                     checkpoint.lost = EVICTED
@@ -255,14 +260,13 @@ class Checkpoints:
 
     def _empty(self, checkpoint: Checkpoint) -> None:
         if checkpoint.is_ready:
-            del self._ready[checkpoint.is_loose][checkpoint]
+            del self._ready[checkpoint.rank][checkpoint]
             self._groups.release(checkpoint.tables, checkpoint.job)
             checkpoint.tables = ()
 
-    def held(self, group: int) -> list[int]:
-        """All blocks of a group that checkpoints refer to, with repetitions."""
-        every = [*self._ready[False], *self._ready[True]]
-        return [block for each in every for block in each.tables[group].blocks if block != NULL_BLOCK]
+    def tables(self) -> list[tuple[GroupTable, ...]]:
+        """Of all that hold something."""
+        return [checkpoint.tables for ready in self._ready.values() for checkpoint in ready]
 
     def check_integrity(self) -> None:
         in_tree = set()
@@ -271,13 +275,13 @@ class Checkpoints:
                 assert (checkpoint.node, checkpoint.tail) == (node, tail), "a checkpoint is badly linked"
                 depth = self._groups.tree.depth(node) * self._groups.tree.unit
                 assert checkpoint.length == depth + len(tail), "a checkpoint stands at another length than it has"
-                assert checkpoint.users or checkpoint.is_loose, "a checkpoint is kept for nobody"
+                assert checkpoint.users or checkpoint.rank is Rank.LOOSE, "a checkpoint is kept for nobody"
                 assert checkpoint.owner is None or checkpoint in checkpoint.owner.stops, "nobody makes a checkpoint"
                 in_tree.add(checkpoint)
-        for loose, ready in self._ready.items():
+        for rank, ready in self._ready.items():
             for checkpoint in ready:
                 assert checkpoint.is_ready, "an empty checkpoint counts as ready"
-                assert checkpoint.is_loose == loose, "a checkpoint stands in the wrong order"
+                assert checkpoint.rank is rank, "a checkpoint stands in the wrong order"
                 assert checkpoint.owner is None, "a checkpoint that is there is made again"
                 assert checkpoint.node is None or checkpoint in in_tree, (
                     "a checkpoint has left the tree with its blocks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from math import gcd
 
@@ -83,3 +84,13 @@ class Groups:
         self.tree.check_integrity()
         for manager in self.managers:
             manager.check_integrity()
+
+    def check_references(self, all_tables: Sequence[Sequence[GroupTable]]) -> None:
+        """Every block is referred to exactly as often as these tables name it."""
+        for index, manager in enumerate(self.managers):
+            named: Counter[int] = Counter()
+            for tables in all_tables:
+                named.update(tables[index].blocks[tables[index].first :])
+            references = {block: manager.num_references(block) for block in named}
+            assert references == named, f"group {index}: a block's references are miscounted"
+            assert len(named) == manager.pool.capacity - manager.pool.num_free, f"group {index}: a block is lost"

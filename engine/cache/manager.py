@@ -10,7 +10,7 @@ from engine.cache.groups import LayerGroup
 from engine.cache.kinds import Groups
 from engine.cache.limits import explain
 from engine.cache.prefix import PrefixNode
-from engine.cache.tables import Checkpoint, Hit, SequenceBlocks
+from engine.cache.tables import Checkpoint, Hit, Rank, SequenceBlocks
 from engine.stats import BlockUse
 from engine.step import NULL_BLOCK, BlockCopy
 
@@ -264,11 +264,11 @@ class KVCache:
                 self._checkpoints.strike(seq, planned)
         seq.has_started = True
 
-    def reclaim(self, hit: Hit | None = None, *, keep_planned: bool) -> bool:
-        """Give up one checkpoint, that of `hit` last; False if there is none whose end would free anything."""
+    def reclaim(self, highest: Rank, hit: Hit | None = None) -> bool:
+        """Give up one checkpoint up to this rank, that of `hit` last; False if none would free anything."""
         if hit is not None and hit.checkpoint is not None:
             self._checkpoints.touch(hit.checkpoint)
-        return self._checkpoints.reclaim(keep_planned=keep_planned)
+        return self._checkpoints.reclaim(highest)
 
     def end_plan(self, plan: Hashable) -> None:
         self._checkpoints.forget_plan(plan)
@@ -282,10 +282,10 @@ class KVCache:
     def block_use(self, job: str) -> tuple[BlockUse, ...]:
         return tuple(manager.use.of(job) for manager in self.managers)
 
-    def held(self, group: int) -> list[int]:
-        """All blocks of a group that checkpoints refer to, with repetitions."""
-        return self._checkpoints.held(group)
-
     def check_integrity(self) -> None:
         self._groups.check_integrity()
         self._checkpoints.check_integrity()
+
+    def check_references(self, running: Sequence[SequenceBlocks]) -> None:
+        """No block is in use but by these sequences and by checkpoints."""
+        self._groups.check_references([*(seq.tables for seq in running), *self._checkpoints.tables()])

@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
+from enum import IntEnum
 
 from engine.cache.base import GroupTable
 from engine.cache.prefix import PrefixNode
 from engine.request import GroupCounters, Junction, Limits
+
+
+class Rank(IntEnum):
+    """How dearly a checkpoint is given up."""
+
+    LOOSE = 0  # kept on suspicion, without users that are known
+    PLANNED = 1  # later requests of a plan will start here
+    OWN = 2  # sequences in the queue will: siblings of a fork, or one that was preempted
 
 
 class Checkpoint:
@@ -21,18 +30,18 @@ class Checkpoint:
     will start here. It may be empty: to be made by the next sequence that passes (`owner`, once that runs), or lost.
     """
 
-    __slots__ = ("is_loose", "is_whole", "job", "length", "lost", "node", "owner", "tables", "tail", "users")
+    __slots__ = ("is_whole", "job", "length", "lost", "node", "owner", "rank", "tables", "tail", "users")
 
-    def __init__(self, length: int, job: str, num_users: int = 0, user: Hashable = None) -> None:
+    def __init__(self, length: int, job: str, rank: Rank, num_users: int = 0) -> None:
         self.length = length
         self.job = job  # that the blocks are charged to
-        self.users: Counter[Hashable] = Counter()  # who are still to start here, per plan
+        self.rank = rank
+        self.users: Counter[Hashable] = Counter()  # how many are still to start here, per plan
         if num_users:
-            self.users[user] = num_users
+            self.users[None] = num_users
         self.node: PrefixNode | None = None  # where it stands in the tree; None for what one sequence or fork keeps
         self.tail: tuple[int, ...] = ()  # the tokens beyond the node
         self.owner: SequenceBlocks | None = None  # the sequence that is computing it now
-        self.is_loose = False  # kept on suspicion, without users that are known
         self.is_whole = True  # with the whole blocks; what a preemption leaves relies on those that are cached
         self.tables: tuple[GroupTable, ...] = ()  # per group; empty tuple: nothing is kept
         self.lost = ""  # why there is nothing, in a word for the statistics
@@ -91,7 +100,7 @@ class SequenceBlocks:
 
     def is_last_at(self, checkpoint: Checkpoint) -> bool:
         """Whether nobody else will start there, so that this sequence may take it over."""
-        if checkpoint.is_loose or checkpoint.num_users != 1 or not self.uses(checkpoint):
+        if checkpoint.rank is Rank.LOOSE or checkpoint.num_users != 1 or not self.uses(checkpoint):
             return False
         return self.has_started or all(junction.length != checkpoint.length for junction in self.junctions)
 

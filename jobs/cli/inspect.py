@@ -105,14 +105,19 @@ def results(
 
 
 def stats(job: JobArgument, json: JsonOption = False) -> None:
-    """Print what a job cost and what the cache saved, over all and for each layer group."""
+    """Print what a job cost, what the cache saved and was planned to save, and what limited it, by layer group too."""
     with place.find().repository() as repository:
         told = client.stats(repository, job)
     if json or not terminal.is_terminal():
         terminal.write_json(told)
         return
-    overall = [{"counter": name, "value": value} for name, value in told.items() if name not in ("job", "groups")]
+    apart = ("job", "limited_by", "groups")
+    overall = [{"counter": name, "value": value} for name, value in told.items() if name not in apart]
     terminal.write_rows(overall, ["counter", "value"], as_json=False, title=f"job {job}")
+    if told["limited_by"]:
+        limits = [{"limited by": name, "tokens": tokens} for name, tokens in told["limited_by"].items()]
+        title = "prompt tokens that did not come from the cache"
+        terminal.write_rows(limits, ["limited by", "tokens"], as_json=False, title=title)
     if told["groups"]:
         groups = [{name.removeprefix("blocks_"): value for name, value in group.items()} for group in told["groups"]]
         terminal.write_rows(groups, list(groups[0]), as_json=False, title="blocks of each layer group")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from storage import layout
-from storage.parquet.schema import PASS, data_schema, encode_status, errors_schema, metrics_schema
+from storage.parquet.schema import PASS, UNMEASURED, data_schema, encode_status, errors_schema, metrics_schema
 from storage.parquet.sealed import SealedWriter
 from storage.states import RowStatus
 
@@ -140,11 +140,13 @@ class OutputWriter:
 
 
 def cut_row_groups(batches: Iterable[pa.RecordBatch], limit: int = ROW_GROUP_BYTES) -> Iterator[tuple[pa.Table, int]]:
-    """Tables of the same rows with their size in bytes; each ends with the row that reaches `limit`."""
+    """Tables of the same rows with their size in bytes; each ends with the row that reaches `limit`. What is UNMEASURED
+    has no size."""
     waiting: list[pa.RecordBatch] = []
     size = 0
     for batch in batches:
-        ends = np.cumsum(row_sizes(batch))  # bytes of this batch up to and with each row
+        measured = [name for name in batch.schema.names if name not in UNMEASURED]
+        ends = np.cumsum(row_sizes(batch.select(measured)))  # bytes of this batch up to and with each row
         start = 0
         while start < batch.num_rows:
             before = int(ends[start - 1]) if start else 0

@@ -26,7 +26,7 @@ from storage.parquet.manifest import ErrorCount, intact_manifest, manifest_bytes
 from storage.parquet.parts import ROW_GROUP_BYTES, OutputWriter, Part, cut_row_groups
 from storage.parquet.plan import passed_schema, shard_rows, verify_plan
 from storage.parquet.rows import LostRows, SealedFile
-from storage.parquet.schema import KEY, SCHEMA_VERSION, decode, result_schema
+from storage.parquet.schema import KEY, SCHEMA_VERSION, complete, decode, result_schema
 from storage.parquet.sealed import open_sealed, read_sealed
 from storage.parquet.sorting import ExternalSorter, drop_repeats
 
@@ -115,7 +115,7 @@ def _write_parts(
     with ExternalSorter(schema, KEY, out / layout.INPROGRESS, memory_bytes=job.memory_bytes) as sorter:
         for file in sealed:
             for batch in read_sealed(inside(out, file.key)):
-                sorter.add(batch.cast(schema))
+                sorter.add(complete(batch, schema))
             beat()
         for batch in lost_batches(plan, lost, schema, job.num_samples):  # behind the files: the first of a key stays
             sorter.add(batch)

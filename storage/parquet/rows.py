@@ -33,8 +33,10 @@ class ResultRow:
     seed: int | None = None
     error_code: str | None = None
     error_message: str | None = None
+    planned_tokens: int | None = None
     cached_tokens: int | None = None
     computed_tokens: int | None = None
+    limited_by: Sequence[Mapping[str, Any]] | None = None  # name, tokens
     forked_tokens: int | None = None
     recomputed_tokens: int | None = None
     preemptions: int | None = None

@@ -55,9 +55,14 @@ GROUP_COUNTERS = pa.list_(
     pa.struct([(name, pa.int32()) for name in ("allocated", "shared", "copied", "evicted", "evicted_unused")])
 )
 
+LIMITS = pa.list_(pa.struct([("name", pa.string()), ("tokens", pa.int32())]))
+"""What kept prompt tokens from being cached (a layer kind or a rule) and how many; the largest first."""
+
 METRIC_FIELDS = [
+    pa.field("planned_tokens", pa.int32()),  # prompt tokens that the plan expected to be cached
     pa.field("cached_tokens", pa.int32()),
     pa.field("computed_tokens", pa.int32()),
+    pa.field("limited_by", LIMITS),
     pa.field("forked_tokens", pa.int32()),
     pa.field("recomputed_tokens", pa.int32()),
     pa.field("preemptions", pa.int32()),
@@ -71,6 +76,9 @@ METRIC_FIELDS = [
 ]
 
 KEY = ("row_index", "sample_index")
+
+UNMEASURED = frozenset({"limited_by", "reused_from"})
+"""Metrics whose length differs between runs; they do not count where the size of the output decides where it is cut."""
 
 
 def plan_schema(passed: pa.Schema) -> pa.Schema:
@@ -127,6 +135,14 @@ def check_names(passed: pa.Schema) -> None:
 def decode(field: pa.Field) -> pa.Field:
     """The field without dictionary encoding: what is sorted, merged and compared."""
     return field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+
+
+def complete(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Rows of a segment or shard file in `schema`; metrics that the program which wrote them did not know are null."""
+    for field in METRIC_FIELDS:
+        if field.name not in batch.schema.names:
+            batch = batch.append_column(field, pa.nulls(batch.num_rows, field.type))
+    return batch.select(schema.names).cast(schema)
 
 
 def encode_status(table: pa.Table) -> pa.Table:

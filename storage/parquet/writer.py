@@ -12,7 +12,7 @@ import pyarrow as pa
 from storage import layout
 from storage.durable import inside
 from storage.parquet.rows import ResultRow, SealedFile
-from storage.parquet.schema import DATA_FIELDS, KEY, METRIC_FIELDS, PASS, decode, encode_status, result_schema
+from storage.parquet.schema import DATA_FIELDS, KEY, METRIC_FIELDS, PASS, complete, decode, encode_status, result_schema
 from storage.parquet.sealed import SealedWriter, open_sealed, read_sealed
 from storage.parquet.sorting import ExternalSorter, drop_repeats
 
@@ -79,17 +79,17 @@ def write_shard(out: Path, shard_idx: int, epoch: int, segment_keys: Sequence[st
     """
     assert segment_keys, f"shard {shard_idx} has no finished row"
     with open_sealed(inside(out, segment_keys[0])) as first:
-        schema = first.schema_arrow.remove_metadata()
+        schema = result_fields(first.schema_arrow)
     plain = pa.schema([decode(field) for field in schema])
     key = layout.shard_file(shard_idx, epoch)
     counts: Counter[str] = Counter()
     with (
         ExternalSorter(plain, KEY, out / layout.INPROGRESS) as sorter,
-        SealedWriter(inside(out, key), result_fields(schema), statistics=False) as file,
+        SealedWriter(inside(out, key), schema, statistics=False) as file,
     ):
         for segment in segment_keys:
             for batch in read_sealed(inside(out, segment)):
-                sorter.add(batch.cast(plain))
+                sorter.add(complete(batch, plain))
         for table in _row_groups(drop_repeats(sorter.sorted(), KEY)):
             counts.update(table["status"].to_pylist())
             file.write(encode_status(table))

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, and_, case, exists, func, or_, select
 
 from storage.repository.jobs import rows_left
 from storage.states import JOB_FINAL, SHARD_OPEN, JobState, RowStatus, ShardState
-from storage.tables import attempts, cache_stats, dead_rows, jobs, shard_segments, shards
+from storage.tables import attempts, cache_limits, cache_stats, dead_rows, jobs, shard_segments, shards
 
 
 def check(conn: Connection) -> None:
@@ -136,12 +136,13 @@ def _attempts(conn: Connection) -> Iterator[str]:
         )
     ):
         yield f"shard {wrong.shard_id} epoch {wrong.epoch}: the counters are not those of its segments"
-    for orphan in conn.execute(
-        select(cache_stats.c.shard_id, cache_stats.c.epoch).where(
-            ~exists().where(attempts.c.shard_id == cache_stats.c.shard_id, attempts.c.epoch == cache_stats.c.epoch)
-        )
-    ):
-        yield f"cache statistics of shard {orphan.shard_id} epoch {orphan.epoch} belong to no attempt"
+    for table in (cache_stats, cache_limits):
+        for orphan in conn.execute(
+            select(table.c.shard_id, table.c.epoch).where(
+                ~exists().where(attempts.c.shard_id == table.c.shard_id, attempts.c.epoch == table.c.epoch)
+            )
+        ):
+            yield f"{table.name} of shard {orphan.shard_id} epoch {orphan.epoch} belong to no attempt"
 
 
 def _committed(conn: Connection) -> Iterator[str]:

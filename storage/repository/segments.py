@@ -14,11 +14,12 @@ from storage.repository.jobs import finalize_if_last, lock_job_of
 from storage.repository.rows import as_segment
 from storage.repository.shards import end_attempt, fenced
 from storage.states import Outcome, ShardState
-from storage.tables import attempts, cache_stats, jobs, shard_segments, shards
+from storage.tables import attempts, cache_limits, cache_stats, jobs, shard_segments, shards
 
 SCALARS = (
     "rows",
     "prompt_tokens",
+    "planned_tokens",
     "cached_tokens",
     "computed_tokens",
     "completion_tokens",
@@ -80,6 +81,7 @@ def seal(conn: Connection, shard_id: ShardId, segment: Segment, stats: RunStats)
         .values({name: attempts.c[name] + getattr(stats, name) for name in SCALARS})
     )
     _add_groups(conn, job.id, shard_id, segment.epoch, stats.groups)
+    _add_limits(conn, job.id, shard_id, segment.epoch, stats.limited_by)
     return True
 
 
@@ -179,6 +181,16 @@ def _add_groups(conn: Connection, job_id: int, shard_id: ShardId, epoch: int, gr
         added: dict[str, ColumnElement[Any]] = {name: old[name] + new[name] for name in GROUP_COUNTERS}
         added["blocks_peak"] = case((new.blocks_peak > old.blocks_peak, new.blocks_peak), else_=old.blocks_peak)
         added["blocks_mean"] = case((new.blocks_mean > 0, new.blocks_mean), else_=old.blocks_mean)
+        conn.execute(upsert.on_conflict_do_update(index_elements=list(key), set_=added))
+
+
+def _add_limits(
+    conn: Connection, job_id: int, shard_id: ShardId, epoch: int, limits: Iterable[tuple[str, int]]
+) -> None:
+    for name, tokens in limits:
+        key = {"shard_id": shard_id, "epoch": epoch, "name": name}
+        upsert = _insert(conn, cache_limits).values(job_id=job_id, **key, tokens=tokens)
+        added = {"tokens": cache_limits.c.tokens + upsert.excluded.tokens}
         conn.execute(upsert.on_conflict_do_update(index_elements=list(key), set_=added))
 
 

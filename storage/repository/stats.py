@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Connection, and_, case, func, select
 
 from storage.records import GroupStats, JobId, RunStats
 from storage.repository.segments import GROUP_COUNTERS, SCALARS
-from storage.tables import attempts, cache_stats
+from storage.tables import attempts, cache_limits, cache_stats
 
 
 def of_job(conn: Connection, job_id: JobId) -> RunStats:
     sums = [func.coalesce(func.sum(attempts.c[name]), 0).label(name) for name in SCALARS]
     row = conn.execute(select(*sums).where(attempts.c.job_id == job_id)).one()
-    counts = {name: int(row._mapping[name]) for name in SCALARS if name != "engine_seconds"}
-    return RunStats(**counts, engine_seconds=float(row.engine_seconds), groups=_groups(conn, job_id))
+    counts: dict[str, Any] = {name: int(row._mapping[name]) for name in SCALARS if name != "engine_seconds"}
+    return RunStats(
+        **counts,
+        engine_seconds=float(row.engine_seconds),
+        limited_by=_limits(conn, job_id),
+        groups=_groups(conn, job_id),
+    )
+
+
+def _limits(conn: Connection, job_id: JobId) -> tuple[tuple[str, int], ...]:
+    rows = conn.execute(
+        select(cache_limits.c.name, func.sum(cache_limits.c.tokens).label("tokens"))
+        .where(cache_limits.c.job_id == job_id)
+        .group_by(cache_limits.c.name)
+    )
+    return tuple(sorted((row.name, int(row.tokens)) for row in rows))  # not by the database: it may order by locale
 
 
 def _groups(conn: Connection, job_id: JobId) -> tuple[GroupStats, ...]:

@@ -83,7 +83,7 @@ def segment(shard: Shard, *, seq: int = 0, **counts: int) -> Segment:
 
 
 def stats_of(rows: int, **changes: Any) -> RunStats:
-    """10 prompt tokens a row, 7 of them cached; two layer groups."""
+    """10 prompt tokens a row, 7 of them cached where the plan had expected 9; two layer groups."""
     group = GroupStats(
         index=0,
         kind="full",
@@ -99,10 +99,12 @@ def stats_of(rows: int, **changes: Any) -> RunStats:
     values: dict[str, Any] = {
         "rows": rows,
         "prompt_tokens": 10 * rows,
+        "planned_tokens": 9 * rows,
         "cached_tokens": 7 * rows,
         "computed_tokens": 3 * rows,
         "completion_tokens": 5 * rows,
         "engine_seconds": 0.5 * rows,
+        "limited_by": (("last token", rows), ("sliding", 2 * rows)),
         "groups": (group, sliding),
     }
     return RunStats(**values | changes)

@@ -37,11 +37,24 @@ def test_a_segment_is_recorded_with_its_counts_and_statistics(repository: Reposi
     assert (job.rows_succeeded, job.rows_errored, job.rows_expired, job.rows_done) == (6, 2, 1, 9)
     assert (stats.rows, stats.prompt_tokens, stats.cached_tokens, stats.computed_tokens) == (9, 90, 63, 27)
     assert stats.engine_seconds == 4.5
+    assert (stats.planned_tokens, stats.limited_by) == (81, (("last token", 9), ("sliding", 18)))
     assert [(group.kind, group.blocks_allocated, group.blocks_evicted) for group in stats.groups] == [
         ("full", 18, 0),
         ("sliding", 0, 9),
     ]
     assert [(group.layers, group.window) for group in stats.groups] == [(3, None), (15, 512)]
+    repository.check_integrity()
+
+
+def test_limits_are_kept_by_name_with_their_tokens(repository: Repository) -> None:
+    shard = running_shard(repository)
+    limits = [(("full", 4), ("Sliding", 2)), (("full", 3), ("block size", 1)), ()]
+
+    for seq, limited_by in enumerate(limits):
+        sealed = segment(shard, seq=seq, succeeded=3)
+        repository.seal_segment(shard.id, sealed, stats_of(3, limited_by=limited_by))
+
+    assert repository.job_stats(shard.job_id).limited_by == (("Sliding", 2), ("block size", 1), ("full", 7))
     repository.check_integrity()
 
 
@@ -65,7 +78,9 @@ def test_a_seal_whose_answer_was_lost_counts_once(repository: Repository) -> Non
         repository.seal_segment(shard.id, segment(shard), stats_of(10))
 
     assert repository.get_job(shard.job_id).rows_succeeded == 10
-    assert repository.job_stats(shard.job_id).prompt_tokens == 100
+    stats = repository.job_stats(shard.job_id)
+    assert (stats.prompt_tokens, stats.planned_tokens) == (100, 90)
+    assert stats.limited_by == (("last token", 10), ("sliding", 20))
 
 
 def test_a_zombie_can_seal_nothing(repository: Repository) -> None:
@@ -98,6 +113,7 @@ def test_sums_over_attempts_equal_a_recount(repository: Repository) -> None:
     ]
     stats = repository.job_stats(job.id)
     assert (stats.rows, stats.prompt_tokens, stats.completion_tokens) == (20, 200, 100)
+    assert (stats.planned_tokens, stats.limited_by) == (180, (("last token", 20), ("sliding", 40)))
     assert stats.groups[0].blocks_allocated == 40
     repository.check_integrity()
 
@@ -141,11 +157,15 @@ def test_peaks_are_the_highest_and_means_are_weighted_by_engine_time(repository:
             blocks_peak=peak,
             blocks_mean=mean,
         )
-        repository.commit_shard(shard.id, 1, out_key(shard), "5ade", 10, RunStats(groups=(full,)))
+        repository.commit_shard(
+            shard.id, 1, out_key(shard), "5ade", 10, RunStats(groups=(full,), limited_by=(("full", 9),))
+        )
 
-    full_group = repository.job_stats(job.id).groups[0]
+    stats = repository.job_stats(job.id)
+    full_group = stats.groups[0]
     assert (full_group.blocks_peak, full_group.blocks_mean) == (20.5, 7.0)
-    assert full_group.blocks_allocated == 40  # counters come with segments alone
+    assert full_group.blocks_allocated == 40  # counters come with segments alone, and so do limits
+    assert stats.limited_by == (("last token", 20), ("sliding", 40))
 
 
 def test_counts_that_do_not_add_up_are_our_bug(repository: Repository) -> None:
@@ -162,5 +182,5 @@ def test_jobs_do_not_share_statistics(repository: Repository) -> None:
     finish(repository, one)
 
     assert repository.job_stats(one.job_id).rows == 10
-    assert repository.job_stats(two.job_id).rows == 0
+    assert repository.job_stats(two.job_id) == RunStats()
     assert repository.heartbeat("gpu0@a", [(two.id, 1)], LEASE).held == {two.id}

@@ -146,7 +146,9 @@ class ShardMachine(RuleBasedStateMachine):
         job = self.repository.get_job(self.job_id)
         assert {shard.id: shard.epoch for shard in shards if shard.state == ShardState.RUNNING} == self.current
         assert job.rows_succeeded == sum(self.sealed.values())
-        assert self.repository.job_stats(self.job_id).prompt_tokens == self.prompt_tokens
+        stats, rows = self.repository.job_stats(self.job_id), sum(self.sealed.values())
+        assert (stats.prompt_tokens, stats.planned_tokens) == (self.prompt_tokens, 9 * rows)
+        assert stats.limited_by == ((("last token", rows), ("sliding", 2 * rows)) if rows else ())
 
     def teardown(self) -> None:
         try:

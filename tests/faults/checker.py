@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,10 @@ from storage.records import JobId
 from storage.repository import Repository
 from storage.states import JOB_FINAL, ShardState
 
-SUMS = ("cached_tokens", "computed_tokens", "forked_tokens", "recomputed_tokens", "preemptions")  # of _meta/metrics
+SUMS = (  # of _meta/metrics
+    *("planned_tokens", "cached_tokens", "computed_tokens", "forked_tokens", "recomputed_tokens"),
+    "preemptions",
+)
 GROUP_SUMS = ("allocated", "shared", "copied", "evicted", "evicted_unused")
 
 
@@ -73,7 +77,7 @@ def check_counts(repository: Repository, job_id: JobId, table: pa.Table) -> None
 
 
 def check_statistics(repository: Repository, job_id: JobId, out: Path) -> None:
-    """C4: the sums in SQL equal a recount from _meta/metrics, per layer group as well."""
+    """C4: the sums in SQL equal a recount from _meta/metrics, per layer group and per limit as well."""
     stats = repository.job_stats(job_id)
     metrics = ds.dataset(sorted((out / layout.METRICS).glob("*.parquet"))).to_table().to_pylist()
     for name in SUMS:
@@ -85,6 +89,10 @@ def check_statistics(repository: Repository, job_id: JobId, out: Path) -> None:
     first = (data["sample_index"].to_numpy() == 0) & data["prompt_tokens"].is_valid().to_numpy()
     assert stats.prompt_tokens == data["prompt_tokens"].filter(first).to_numpy().sum(), "a prompt counts once"
     assert abs(stats.engine_seconds - sum(row["engine_seconds"] or 0.0 for row in metrics)) < 1e-6
+    limits = Counter[str]()
+    for row in metrics:
+        limits.update({limit["name"]: limit["tokens"] for limit in row["limited_by"] or ()})
+    assert dict(stats.limited_by) == limits, "what limited the hits"
     for group in stats.groups:
         for name in GROUP_SUMS:
             recount = sum(row["groups"][group.index][name] for row in metrics if row["groups"])

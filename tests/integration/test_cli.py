@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -95,6 +96,13 @@ def test_stats_equal_a_recount_of_the_rows(finished: Program) -> None:
     assert told["completion_tokens"] == sum(row["completion_tokens"] for row in rows)
     assert told["hit_rate"] == told["cached_tokens"] / told["prompt_tokens"]
     assert [group["kind"] for group in told["groups"]] == ["full", "sliding"]
+    metrics = pq.read_table(finished.folder / "OUT" / "_meta" / "metrics").to_pylist()
+    assert told["planned_cached_tokens"] == sum(row["planned_tokens"] for row in metrics) > told["cached_tokens"]
+    recount = Counter[str]()
+    for row in metrics:
+        recount.update({limit["name"]: limit["tokens"] for limit in row["limited_by"]})
+    assert list(told["limited_by"].items()) == recount.most_common()
+    assert told["computed_over_bound"] == told["computed_tokens"] / told["lower_bound_tokens"]
 
 
 def test_results_in_a_pipe_are_json_lines_in_input_order(finished: Program) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from engine.cache.groups import LayerGroup
 from engine.cache.manager import KVCache
+from engine.cache.tables import Rank
 from engine.request import Completion, Counters, Request, SamplingParams, StopCheck
 from engine.scheduler import Scheduler
 from tests.unit.engine.fake_runner import FakeRunner
@@ -105,7 +106,7 @@ class Harness:
         return {(item.request_id, item.sample_index): item for item in self.completions[before:]}
 
     def check_all_returned(self) -> None:
-        while self.cache.reclaim(keep_planned=True):
+        while self.cache.reclaim(Rank.LOOSE):
             pass
         for manager in self.cache.managers:
             assert manager.pool.num_free == manager.pool.capacity, "a block was not given back"

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import report
 from jobs.models import model_ref, named_model
-from storage.records import GroupStats, Job, ModelRef, RunStats, Shard, ShardId, WorkerRecord
+from storage.records import GroupStats, Job, ModelRef, PlanRecord, RunStats, Shard, ShardId, WorkerRecord
 from storage.states import JobState, ShardState
 
 MakeJob = Callable[..., Job]
@@ -84,14 +84,48 @@ def test_statistics_have_exactly_the_promised_names(make_job: MakeJob) -> None:
     told = report.statistics(make_job(), stats)
 
     names = (
-        "job rows prompt_tokens cached_tokens computed_tokens completion_tokens forked_tokens recomputed_tokens "
-        "wasted_tokens engine_seconds tokens_per_second hit_rate groups"
+        "job rows prompt_tokens planned_cached_tokens cached_tokens computed_tokens lower_bound_tokens "
+        "computed_over_bound completion_tokens forked_tokens recomputed_tokens "
+        "wasted_tokens engine_seconds tokens_per_second hit_rate limited_by groups"
     )
     assert list(told) == names.split()
     assert (told["hit_rate"], told["tokens_per_second"]) == (0.8, 3.0)
     counters = ["allocated", "shared", "copied", "evicted", "peak", "mean"]
     names_of_a_group = ["kind", "layers", "block_size", "window", *(f"blocks_{each}" for each in counters)]
     assert list(told["groups"][0]) == names_of_a_group
+
+
+PLAN = PlanRecord(
+    path="p", sha256="s", num_rows=100, prompt_tokens=500, predicted_cached_tokens=300, lower_bound_tokens=160
+)
+
+
+def test_what_was_planned_and_what_limited_it_stand_beside_what_was_cached(make_job: MakeJob) -> None:
+    limits = (("block size", 60), ("evicted", 140))
+    stats = RunStats(prompt_tokens=500, planned_tokens=340, cached_tokens=300, computed_tokens=200, limited_by=limits)
+
+    told = report.statistics(make_job(plan=PLAN, rows_succeeded=98, rows_errored=2), stats)
+
+    assert (told["planned_cached_tokens"], told["cached_tokens"]) == (340, 300)
+    assert (told["lower_bound_tokens"], told["computed_over_bound"]) == (160, 1.25)
+    assert list(told["limited_by"].items()) == [("evicted", 140), ("block size", 60)]
+
+
+@pytest.mark.parametrize(
+    ("plan", "rows"),
+    [
+        (PLAN, {"rows_succeeded": 99}),
+        (PLAN, {"rows_succeeded": 60, "rows_canceled": 40}),
+        (replace(PLAN, lower_bound_tokens=0), {"rows_errored": 100}),
+        (None, {"rows_succeeded": 100}),
+    ],
+)
+def test_there_is_no_ratio_to_a_bound_that_is_not_that_of_the_rows(
+    make_job: MakeJob, plan: PlanRecord | None, rows: dict[str, int]
+) -> None:
+    told = report.statistics(make_job(plan=plan, **rows), RunStats(computed_tokens=200))
+
+    assert told["computed_over_bound"] is None
 
 
 def test_a_group_of_state_layers_counts_slots_which_have_no_size_in_tokens(make_job: MakeJob) -> None:

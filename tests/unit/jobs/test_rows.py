@@ -72,6 +72,14 @@ def test_a_finished_sequence_becomes_a_row_with_text_and_what_passes_through(mak
     assert row.passed == {"note": "x"}
 
 
+def test_a_row_says_what_was_planned_what_was_cached_and_what_limited_it_most_first(maker: RowMaker) -> None:
+    first, second = (maker.finished(plan_row(), completion(sample=sample)) for sample in (0, 1))
+
+    assert (first.planned_tokens, first.cached_tokens) == (39, 20)
+    assert first.limited_by == [{"name": "block size", "tokens": 19}, {"name": "last token", "tokens": 1}]
+    assert (second.planned_tokens, second.limited_by) == (0, [])  # a prompt counts once per request
+
+
 def test_text_ends_before_the_stop_string_which_is_the_stop_reason(maker: RowMaker) -> None:
     row = maker.finished(plan_row(stops=("cd",)), completion(stop_token=None))
 
@@ -93,7 +101,7 @@ def test_a_row_that_submit_refused_has_one_result_and_cost_nothing(maker: RowMak
     row = maker.refused(plan_row(error="invalid_request"))
 
     assert (row.status, row.sample_index, row.error_code) == (RowStatus.ERRORED, 0, "invalid_request")
-    assert row.computed_tokens is None
+    assert (row.computed_tokens, row.planned_tokens, row.limited_by) == (None, None, None)
 
 
 def test_the_sum_counts_a_prompt_once_per_request_and_adds_up_per_group(maker: RowMaker) -> None:
@@ -104,6 +112,7 @@ def test_the_sum_counts_a_prompt_once_per_request_and_adds_up_per_group(maker: R
 
     assert (total.rows, total.prompt_tokens, total.cached_tokens, total.computed_tokens) == (3, 40, 20, 20)
     assert total.forked_tokens == 40
+    assert (total.planned_tokens, total.limited_by) == (39, (("block size", 19), ("last token", 1)))
     assert total.completion_tokens == 8
     assert [group.kind for group in total.groups] == ["full", "sliding"]
     assert total.groups[0].blocks_allocated == sum(row.groups[0]["allocated"] for row in rows if row.groups)

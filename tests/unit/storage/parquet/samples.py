@@ -92,6 +92,7 @@ def result_row(index: int, sample: int = 0, **changes: Any) -> ResultRow:
         "seed": index * 3,
         "error_code": "context_length" if failed else None,
         "error_message": "too long" if failed else None,
+        "limited_by": [{"name": "sliding", "tokens": index}],
         "groups": [{"allocated": index, "shared": 1, "copied": 0, "evicted": 0, "evicted_unused": 0}],
         "logprobs": None if index % 2 else [{"token_id": index, "logprob": -0.5}],
         "passed": passed_values(index),

@@ -115,6 +115,21 @@ def test_equal_results_give_equal_bytes_however_they_were_cut_into_shards(tmp_pa
     assert outs[0] == outs[1] == outs[2]
 
 
+def test_what_a_run_has_to_say_of_its_cache_moves_no_part(tmp_path):
+    outs = []
+    for name, most in (("cold", 4), ("warm", 1)):
+        job = make_job(tmp_path / name, range(40), shard_rows=40)
+        limit = {"name": "sliding", "tokens": 1}
+        rows = [result_row(index, limited_by=[limit] * (index % most)) for index in range(40)]
+        segments = write_segments(job.out, 0, 1, rows)
+        files = [write_shard(job.out, 0, 1, [segment.key for segment in segments])]
+        publish(job.out, job.publish_job(part_bytes=1000, row_group_bytes=300), files)
+        outs.append({path: content for path, content in published_files(job.out).items() if path.startswith("data/")})
+
+    assert len(outs[0]) > 3
+    assert outs[0] == outs[1]
+
+
 def test_errors_can_be_submitted_again(job):
     publish(job.out, job.publish_job(), job.run())
 
