@@ -34,6 +34,8 @@ class Admission:
         seq.expected_tokens = max(len(seq.tokens), seq.prompt_len + expected - 1)
         if not running:
             return True
+        if len(running) >= self._cache.most_sequences():
+            return False
         needs = self._cache.blocks_needed(hit, seq.expected_tokens, len(seq.tokens) - hit.length)
         for index, (manager, need) in enumerate(zip(self._cache.managers, needs, strict=True)):
             room = manager.pool.num_free - need

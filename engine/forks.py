@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from engine.sequence import Sequence
 
 
@@ -37,6 +39,10 @@ class Forks:
         del self._leader_of[leader.id]
         self.add(leader, others)
         return leader
+
+    def num_behind(self, leaders: Container[int]) -> int:
+        """How many wait for these leaders."""
+        return sum(len(followers) for leader, followers in self._followers.items() if leader in leaders)
 
     def ids(self) -> list[int]:
         """Everyone who waits here."""

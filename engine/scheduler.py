@@ -157,7 +157,7 @@ class Scheduler:
     def _admit(self, budget: int, prefills: list[Chunk]) -> None:
         """Start waiting sequences, oldest first, while budget, places and blocks last. Looks at few, whatever waits."""
         self._unhold()
-        while budget > 0 and len(self._running) < self._max_sequences and self._waiting:
+        while budget > 0 and self._has_place() and self._waiting:
             seq = self._sequences.get(self._waiting[0])
             if seq is None:
                 heapq.heappop(self._waiting)  # cancelled while it waited
@@ -182,6 +182,10 @@ class Scheduler:
             length = self._up_to_stop(seq, length)
             budget -= length
             prefills.append(self._chunk(seq, length))
+
+    def _has_place(self) -> bool:
+        """Places are kept for the followers of running leaders: what a fork keeps for them is soon used up then."""
+        return len(self._running) + self._forks.num_behind(self._running) < self._max_sequences
 
     def _unhold(self) -> None:
         """Back to the queue with those whose prefix is there now, or whose representative has gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from math import inf
 
 from engine.cache.base import GroupManager
 from engine.cache.checkpoints import Checkpoints
@@ -44,6 +45,11 @@ class KVCache:
     def could_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this length could run alone in the empty cache."""
         return all(manager.peak_blocks(num_tokens) <= manager.pool.capacity for manager in self.managers)
+
+    def most_sequences(self) -> float:
+        """How many may run at once: of the state slots, a fifth is for checkpoints."""
+        slots = min((manager.pool.capacity for manager in self.managers if not manager.group.has_blocks), default=inf)
+        return slots - slots // 5 if self.shares_blocks else slots
 
     def num_free(self) -> tuple[int, ...]:
         return tuple(manager.pool.num_free for manager in self.managers)

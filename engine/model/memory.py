@@ -46,8 +46,9 @@ class CacheSizes:
 def cache_sizes(
     groups: Sequence[LayerGroup], slot_bytes: int, itemsize: int, device: torch.device, config: EngineConfig
 ) -> CacheSizes:
-    """Slots first, one for each sequence that may run, and blocks for the rest of `cache_bytes`."""
-    wanted = config.num_state_slots or config.max_sequences + 1
+    """Slots first, for each sequence that may run and for checkpoints, and blocks for the rest of `cache_bytes`."""
+    spare = max(2, config.max_sequences // 4) if config.allow_block_sharing else 0
+    wanted = config.num_state_slots or config.max_sequences + spare + 1
     if config.num_blocks is not None:
         return CacheSizes(config.num_blocks, wanted if slot_bytes else 0)
     cache_bytes = config.cache_bytes or default_cache_bytes(device)
@@ -58,8 +59,8 @@ def cache_sizes(
         num_slots = max(2, min(wanted, int(cache_bytes * _MOST_FOR_SLOTS) // slot_bytes))
     if num_slots < wanted:
         _log.warning(
-            "the states of one sequence take %d bytes, so at most %d sequences run at once instead of %d; "
-            "a larger cache_bytes (now %d) lets more run",
+            "the states of one sequence take %d bytes, so there is room for %d of them instead of %d; "
+            "a larger cache_bytes (now %d) lets more sequences run",
             *(slot_bytes, num_slots - 1, wanted - 1, cache_bytes),
         )
     return CacheSizes(count_blocks(groups, itemsize, cache_bytes, num_slots * slot_bytes), num_slots)
