@@ -58,6 +58,39 @@ ATTENTION_FAMILIES: dict[str, Callable[[], Any]] = {
         **_NO_HEAD | {"hidden_size": 96},
         logits_scaling=4.0,
     ),
+    # Heads of two sizes.
+    "gemma4": lambda: transformers.Gemma4TextConfig(
+        **_COMMON, sliding_window=WINDOW, layer_types=_MIXED, global_head_dim=32, hidden_size_per_layer_input=0
+    ),
+    # The last two layers read the keys and values of earlier ones.
+    "gemma3n": lambda: transformers.Gemma3nTextConfig(
+        **_COMMON | {"num_hidden_layers": 5},
+        sliding_window=WINDOW,
+        layer_types=["sliding_attention", *_MIXED],
+        num_kv_shared_layers=2,
+        vocab_size_per_layer_input=VOCAB_SIZE,
+        hidden_size_per_layer_input=8,
+        laurel_rank=8,
+        activation_sparsity_pattern=[0.0] * 5,
+    ),
+    # Latent attention, and experts in groups.
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(
+        **_NO_HEAD | {"num_key_value_heads": 6},
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=12,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        n_shared_experts=1,
+        n_group=2,
+        topk_group=1,
+        first_k_dense_replace=1,
+        moe_intermediate_size=32,
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2),
+    "cohere2": lambda: transformers.Cohere2Config(**_NO_HEAD, sliding_window=WINDOW, layer_types=_MIXED),
 }
 
 _NO_HEAD: dict[str, Any] = {key: value for key, value in _COMMON.items() if key != "head_dim"}
