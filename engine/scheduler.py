@@ -210,7 +210,8 @@ class Scheduler:
             seq.advance(chunk.length)
             drawn = [next(results) for _ in chunk.sample_indices]
             assert all(each.sequence_id == seq.id for each in drawn), "the runner mixed up the sequences"
-            is_usable = all(each.error is None for each in drawn)  # logits that are not finite come of a bad prefix
+            # Logits that are not finite come of a bad prefix; where one sample found a token, they are sound.
+            is_usable = not drawn or any(each.error is None for each in drawn)
             if is_usable:
                 self.cache.commit(seq.blocks, seq.tokens, seq.computed)
             if drawn:

@@ -2,9 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from tests.unit.engine.harness import Harness, request
+from engine.request import Junction
+from engine.step import Sampled, Step
+from tests.unit.engine.fake_runner import FakeRunner, reference
+from tests.unit.engine.harness import LINEAR, Harness, request
+
+
+class SpoilsOneSample(FakeRunner):
+    """Finds no token for the second sample of the first step that draws several."""
+
+    def run(self, step: Step) -> list[Sampled]:
+        drawn = super().run(step)
+        if len(drawn) == 2:
+            drawn[1] = replace(drawn[1], error="no token can be chosen")
+        return drawn
+
+
+def test_a_sample_without_a_token_ends_alone_and_its_prompt_counts_as_run() -> None:
+    harness = Harness(LINEAR)
+    harness.runner = SpoilsOneSample(LINEAR)
+    row = replace(request("a", range(10), num_samples=2), junctions=(Junction(10, 1),))
+
+    harness.scheduler.submit(row)
+    while harness.scheduler.num_waiting + harness.scheduler.num_running:
+        harness.step()
+
+    spoilt, sound = harness.completions
+    assert (spoilt.sample_index, spoilt.finish_reason) == (1, "error")
+    assert sound.token_ids == reference(range(10), 8)
 
 
 class NeverWalked(dict[Any, Any]):
