@@ -5,10 +5,38 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from engine.cache.manager import KVCache, SequenceBlocks
+from engine.cache.tables import Rank
 from engine.request import Junction
 from engine.step import Sampled, Step
 from tests.unit.engine.fake_runner import FakeRunner, reference
 from tests.unit.engine.harness import LINEAR, Harness, request
+
+
+def start(cache: KVCache, tokens: list[int], planned: int = 0, *junctions: Junction) -> SequenceBlocks:
+    """Run all tokens, in chunks that end where a state is to be kept."""
+    seq = cache.new_sequence("job")
+    seq.follow("plan", planned, junctions)
+    hit = cache.find(tokens, seq)
+    assert cache.admit(seq, tokens, hit, len(tokens))
+    stop = cache.next_stop(seq)
+    if stop is not None:
+        cache.commit(seq, tokens, stop)
+    cache.commit(seq, tokens, len(tokens))
+    return seq
+
+
+def test_of_two_places_that_others_will_start_at_the_one_used_last_stays() -> None:
+    cache = KVCache(LINEAR, [40, 9], max_chunk=64)
+    one, other = list(range(8)), list(range(20, 28))
+    for trunk in (one, other):
+        cache.release(start(cache, [*trunk, 1], 0, Junction(8, 2)))
+    cache.release(start(cache, [*one, 2], 8))
+
+    assert cache.reclaim(Rank.PLANNED)
+
+    assert cache.find([*one, 3]).length == 8
+    assert cache.find([*other, 3]).length == 0
 
 
 class SpoilsOneSample(FakeRunner):
