@@ -173,7 +173,7 @@ class Scheduler:
             if not self._admission.may_start(seq, hit, self._running.values()) or not self.cache.admit(
                 seq.blocks, seq.tokens, hit, hit.length + length
             ):
-                if self.cache.reclaim(Rank.LOOSE if self._running else Rank.OWN, hit):
+                if self.cache.make_way(hit, len(self._running)):
                     continue
                 return
             heapq.heappop(self._waiting)

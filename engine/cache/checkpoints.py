@@ -66,11 +66,6 @@ class Checkpoints:
         known = (path[depth - 1] if depth else self._groups.tree.root).checkpoints
         return known.get(tuple(tokens[length - rest : length])) if known else None
 
-    def touch(self, checkpoint: Checkpoint) -> None:
-        """It is the last to be given up now."""
-        if checkpoint.is_ready:
-            self._ready.touch(checkpoint)
-
     # -- planning: the sequence has started and its path covers its prompt
 
     def expect(self, seq: SequenceBlocks, tokens: Sequence[int]) -> None:
@@ -245,6 +240,19 @@ class Checkpoints:
         checkpoint.lost = EVICTED
         self._remove_useless(checkpoint)
         return True
+
+    def make_way(self, hit: Hit, num_running: int) -> bool:
+        """Give up one for a sequence that wants to start beside so many, that of its hit last; False if none may go.
+
+        A planned one goes if nobody runs, or if more than half of the state slots are kept for later: batches would
+        shrink, at last to single sequences.
+        """
+        if hit.checkpoint is not None:
+            self._ready.touch(hit.checkpoint)
+        if not num_running:
+            return self.reclaim(Rank.OWN)
+        is_crowded = 2 * self._ready.num_up_to(Rank.PLANNED) > self._groups.num_slots
+        return self.reclaim(Rank.PLANNED if is_crowded else Rank.LOOSE)
 
     def _empty(self, checkpoint: Checkpoint) -> None:
         if checkpoint.is_ready:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, inf
 
 from engine.cache.base import GroupManager, GroupTable
 from engine.cache.full import FullManager
@@ -38,6 +38,7 @@ class Groups:
         with_blocks = [manager for manager in self.managers if manager.group.has_blocks]
         self.with_blocks = tuple(sorted(with_blocks, key=lambda manager: _ORDER.index(manager.group.kind)))
         self.has_states = len(with_blocks) < len(self.managers)
+        self.num_slots = min((each.pool.capacity for each in self.managers if not each.group.has_blocks), default=inf)
 
     def common(self, path: Sequence[PrefixNode], limit: int) -> int:
         """The longest prefix of at most `limit` tokens from which every group with blocks can go on.

@@ -11,6 +11,7 @@ from engine.request import Junction
 from engine.step import Sampled, Step
 from tests.unit.engine.fake_runner import FakeRunner, reference
 from tests.unit.engine.harness import LINEAR, Harness, request
+from tests.unit.engine.world import planned
 
 
 def start(cache: KVCache, tokens: list[int], planned: int = 0, *junctions: Junction) -> SequenceBlocks:
@@ -37,6 +38,20 @@ def test_of_two_places_that_others_will_start_at_the_one_used_last_stays() -> No
 
     assert cache.find([*one, 3]).length == 8
     assert cache.find([*other, 3]).length == 0
+
+
+def test_places_kept_for_later_rows_leave_slots_for_rows_that_wait_now() -> None:
+    harness = Harness(LINEAR, num_blocks=[2000, 9], max_batch_tokens=16)
+    trunks = [[100 + number, *range(9)] for number in range(60)]
+    prompts = [(*trunk, last) for last in (1, 2) for trunk in trunks]  # each trunk comes back after all others
+    rows = [
+        replace(request(str(number), prompt, (3, 20)[number % 2]), **known)
+        for number, (prompt, known) in enumerate(planned(prompts))
+    ]
+
+    harness.run(*rows)
+
+    assert harness.scheduler.tally.totals(max_sequences=8).mean_sequences > 3.5, "a pool of 8 slots runs 7 at most"
 
 
 class SpoilsOneSample(FakeRunner):
