@@ -173,7 +173,7 @@ class Scheduler:
             if not self._admission.may_start(seq, hit, self._running.values()) or not self.cache.admit(
                 seq.blocks, seq.tokens, hit, hit.length + length
             ):
-                if self.cache.make_way(hit, len(self._running)):
+                if self.cache.make_way(hit, [other.blocks for other in self._running.values()]):
                     continue
                 return
             heapq.heappop(self._waiting)

@@ -241,17 +241,17 @@ class Checkpoints:
         self._remove_useless(checkpoint)
         return True
 
-    def make_way(self, hit: Hit, num_running: int) -> bool:
-        """Give up one for a sequence that wants to start beside so many, that of its hit last; False if none may go.
+    def make_way(self, hit: Hit, running: Sequence[SequenceBlocks]) -> bool:
+        """Give up one for a sequence that wants to start beside these, that of its hit last; False if none may go.
 
-        A planned one goes if nobody runs, or if more than half of the state slots are kept for later: batches would
-        shrink, at last to single sequences.
+        A planned one goes if nobody runs, or if most of a pool is kept for later: batches would shrink, at last to
+        single sequences.
         """
         if hit.checkpoint is not None:
             self._ready.touch(hit.checkpoint)
-        if not num_running:
+        if not running:
             return self.reclaim(Rank.OWN)
-        is_crowded = 2 * self._ready.num_up_to(Rank.PLANNED) > self._groups.num_slots
+        is_crowded = self._groups.most_is_kept([seq.tables for seq in running])
         return self.reclaim(Rank.PLANNED if is_crowded else Rank.LOOSE)
 
     def _empty(self, checkpoint: Checkpoint) -> None:

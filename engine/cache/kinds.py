@@ -81,6 +81,16 @@ class Groups:
         for manager, table in zip(self.managers, tables, strict=True):
             manager.release(table, job)
 
+    def most_is_kept(self, running: Sequence[Sequence[GroupTable]]) -> bool:
+        """Whether more than half of some pool is neither free nor with these sequences.
+
+        What they share counts for each of them, so it may be more than this tells, never less.
+        """
+        return any(
+            manager.pool.num_free + sum(tables[index].num_held for tables in running) < manager.pool.capacity / 2
+            for index, manager in enumerate(self.managers)
+        )
+
     def check_integrity(self) -> None:
         self.tree.check_integrity()
         for manager in self.managers:

@@ -273,9 +273,9 @@ class KVCache:
         """Give up one checkpoint up to this rank; False if none would free anything."""
         return self._checkpoints.reclaim(highest)
 
-    def make_way(self, hit: Hit, num_running: int) -> bool:
-        """Give up one checkpoint, that of `hit` last, if it may go for a sequence that is to start beside so many."""
-        return self._checkpoints.make_way(hit, num_running)
+    def make_way(self, hit: Hit, running: Sequence[SequenceBlocks]) -> bool:
+        """Give up one checkpoint, that of `hit` last, if it may go for a sequence that is to start beside these."""
+        return self._checkpoints.make_way(hit, running)
 
     def end_plan(self, plan: Hashable) -> None:
         self._checkpoints.forget_plan(plan)

@@ -28,9 +28,6 @@ class Order:
         self.remove(checkpoint)
         self.add(checkpoint)
 
-    def num_up_to(self, highest: Rank) -> int:
-        return sum(len(checkpoints) for rank, checkpoints in self._of_rank.items() if rank <= highest)
-
     def lowest(self, highest: Rank) -> Checkpoint | None:
         """The first up to this rank that holds what nobody else does.
 
