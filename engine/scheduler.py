@@ -173,7 +173,7 @@ class Scheduler:
             if not self._admission.may_start(seq, hit, self._running.values()) or not self.cache.admit(
                 seq.blocks, seq.tokens, hit, hit.length + length
             ):
-                if self.cache.reclaim(Rank.LOOSE if self._running else Rank.OWN, hit):
+                if self.cache.make_way(hit, [other.blocks for other in self._running.values()]):
                     continue
                 return
             heapq.heappop(self._waiting)
@@ -210,7 +210,8 @@ class Scheduler:
             seq.advance(chunk.length)
             drawn = [next(results) for _ in chunk.sample_indices]
             assert all(each.sequence_id == seq.id for each in drawn), "the runner mixed up the sequences"
-            is_usable = all(each.error is None for each in drawn)  # logits that are not finite come of a bad prefix
+            # Logits that are not finite come of a bad prefix; where one sample found a token, they are sound.
+            is_usable = not drawn or any(each.error is None for each in drawn)
             if is_usable:
                 self.cache.commit(seq.blocks, seq.tokens, seq.computed)
             if drawn:

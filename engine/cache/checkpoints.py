@@ -13,6 +13,7 @@ from collections.abc import Hashable, Sequence
 
 from engine.cache.base import GroupTable
 from engine.cache.kinds import Groups
+from engine.cache.order import Order
 from engine.cache.prefix import PrefixNode
 from engine.cache.tables import Checkpoint, Hit, Rank, SequenceBlocks
 from engine.step import NULL_BLOCK, BlockCopy
@@ -27,8 +28,7 @@ class Checkpoints:
     def __init__(self, groups: Groups) -> None:
         self._groups = groups
         self._copies: list[BlockCopy] = []
-        # Those that hold something; of each rank, the one that was used least recently is first.
-        self._ready: dict[Rank, dict[Checkpoint, None]] = {rank: {} for rank in Rank}
+        self._ready = Order(groups)
         self._plans: dict[Hashable, set[Checkpoint]] = {}  # in the tree, with users of the plan
 
     def take_copies(self) -> tuple[BlockCopy, ...]:
@@ -66,13 +66,6 @@ class Checkpoints:
         known = (path[depth - 1] if depth else self._groups.tree.root).checkpoints
         return known.get(tuple(tokens[length - rest : length])) if known else None
 
-    def touch(self, checkpoint: Checkpoint) -> None:
-        """It is the last to be given up now."""
-        if checkpoint.is_ready:
-            ready = self._ready[checkpoint.rank]
-            del ready[checkpoint]
-            ready[checkpoint] = None
-
     # -- planning: the sequence has started and its path covers its prompt
 
     def expect(self, seq: SequenceBlocks, tokens: Sequence[int]) -> None:
@@ -80,9 +73,10 @@ class Checkpoints:
         for junction in seq.junctions:
             checkpoint = self._enter(seq, tokens, junction.length)
             if checkpoint.is_ready:
-                del self._ready[checkpoint.rank][checkpoint]
-                self._ready[Rank.PLANNED][checkpoint] = None
+                self._ready.remove(checkpoint)
             checkpoint.rank = Rank.PLANNED
+            if checkpoint.is_ready:
+                self._ready.add(checkpoint)
             checkpoint.users[seq.plan] += junction.num_users
             self._plans.setdefault(seq.plan, set()).add(checkpoint)
 
@@ -185,7 +179,7 @@ class Checkpoints:
                 self._copy(index, source.blocks[place], table.blocks[place])
             source.absorb(table, copied=int(place is not None))
         checkpoint.tables, checkpoint.lost = tables, ""
-        self._ready[checkpoint.rank][checkpoint] = None
+        self._ready.add(checkpoint)
 
     def _has_room(self, counts: Sequence[int]) -> bool:
         return all(count <= manager.pool.num_free for manager, count in zip(self._groups.managers, counts, strict=True))
@@ -213,7 +207,7 @@ class Checkpoints:
             tables.append(table)
         kept.tables = tuple(tables)
         seq.kept = kept
-        self._ready[Rank.OWN][kept] = None
+        self._ready.add(kept)
 
     # -- using
 
@@ -228,6 +222,7 @@ class Checkpoints:
     def copy_to(self, seq: SequenceBlocks, hit: Hit) -> None:
         """Queue copies of the partial blocks and the state into the sequence's blocks, which it has by now."""
         assert hit.checkpoint is not None
+        self._ready.touch(hit.checkpoint)
         for index, (manager, source) in enumerate(zip(self._groups.managers, hit.checkpoint.tables, strict=True)):
             place = manager.own_at(hit.length)
             if place is not None:
@@ -237,36 +232,37 @@ class Checkpoints:
     # -- giving up
 
     def reclaim(self, highest: Rank) -> bool:
-        """Give up the one of the lowest rank that was used least recently and holds what nobody else does.
+        """Give up one up to this rank, if that frees anything: the lowest, of these the least recently used."""
+        checkpoint = self._ready.lowest(highest)
+        if checkpoint is None:
+            return False
+        self._empty(checkpoint)
+        checkpoint.lost = EVICTED
+        self._remove_useless(checkpoint)
+        return True
 
-        False if there is none up to the highest rank.
+    def make_way(self, hit: Hit, running: Sequence[SequenceBlocks]) -> bool:
+        """Give up one for a sequence that wants to start beside these, that of its hit last; False if none may go.
+
+        A planned one goes if nobody runs, or if most of a pool is kept for later: batches would shrink, at last to
+        single sequences.
         """
-        for rank in Rank:
-            if rank > highest:
-                break
-            for checkpoint in self._ready[rank]:
-                if self._frees_something(checkpoint):
-                    self._empty(checkpoint)
-                    checkpoint.lost = EVICTED
-                    self._remove_useless(checkpoint)
-                    return True
-        return False
-
-    def _frees_something(self, checkpoint: Checkpoint) -> bool:
-        return any(
-            manager.num_alone(table.blocks)
-            for manager, table in zip(self._groups.managers, checkpoint.tables, strict=True)
-        )
+        if hit.checkpoint is not None:
+            self._ready.touch(hit.checkpoint)
+        if not running:
+            return self.reclaim(Rank.OWN)
+        is_crowded = self._groups.most_is_kept([seq.tables for seq in running])
+        return self.reclaim(Rank.PLANNED if is_crowded else Rank.LOOSE)
 
     def _empty(self, checkpoint: Checkpoint) -> None:
         if checkpoint.is_ready:
-            del self._ready[checkpoint.rank][checkpoint]
+            self._ready.remove(checkpoint)
             self._groups.release(checkpoint.tables, checkpoint.job)
             checkpoint.tables = ()
 
     def tables(self) -> list[tuple[GroupTable, ...]]:
         """Of all that hold something."""
-        return [checkpoint.tables for ready in self._ready.values() for checkpoint in ready]
+        return self._ready.tables()
 
     def check_integrity(self) -> None:
         in_tree = set()
@@ -278,13 +274,9 @@ class Checkpoints:
                 assert checkpoint.users or checkpoint.rank is Rank.LOOSE, "a checkpoint is kept for nobody"
                 assert checkpoint.owner is None or checkpoint in checkpoint.owner.stops, "nobody makes a checkpoint"
                 in_tree.add(checkpoint)
-        for rank, ready in self._ready.items():
-            for checkpoint in ready:
-                assert checkpoint.is_ready, "an empty checkpoint counts as ready"
-                assert checkpoint.rank is rank, "a checkpoint stands in the wrong order"
-                assert checkpoint.owner is None, "a checkpoint that is there is made again"
-                assert checkpoint.node is None or checkpoint in in_tree, (
-                    "a checkpoint has left the tree with its blocks"
-                )
+        self._ready.check_integrity()
+        for checkpoint in self._ready:
+            assert checkpoint.owner is None, "a checkpoint that is there is made again"
+            assert checkpoint.node is None or checkpoint in in_tree, "a checkpoint has left the tree with its blocks"
         expected = {each for plan in self._plans.values() for each in plan}
         assert expected <= in_tree, "a plan waits for a checkpoint that has gone"

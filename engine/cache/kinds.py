@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from math import gcd
+from math import gcd, inf
 
 from engine.cache.base import GroupManager, GroupTable
 from engine.cache.full import FullManager
@@ -38,6 +38,7 @@ class Groups:
         with_blocks = [manager for manager in self.managers if manager.group.has_blocks]
         self.with_blocks = tuple(sorted(with_blocks, key=lambda manager: _ORDER.index(manager.group.kind)))
         self.has_states = len(with_blocks) < len(self.managers)
+        self.num_slots = min((each.pool.capacity for each in self.managers if not each.group.has_blocks), default=inf)
 
     def common(self, path: Sequence[PrefixNode], limit: int) -> int:
         """The longest prefix of at most `limit` tokens from which every group with blocks can go on.
@@ -79,6 +80,16 @@ class Groups:
     def release(self, tables: Sequence[GroupTable], job: str) -> None:
         for manager, table in zip(self.managers, tables, strict=True):
             manager.release(table, job)
+
+    def most_is_kept(self, running: Sequence[Sequence[GroupTable]]) -> bool:
+        """Whether more than half of some pool is neither free nor with these sequences.
+
+        What they share counts for each of them, so it may be more than this tells, never less.
+        """
+        return any(
+            manager.pool.num_free + sum(tables[index].num_held for tables in running) < manager.pool.capacity / 2
+            for index, manager in enumerate(self.managers)
+        )
 
     def check_integrity(self) -> None:
         self.tree.check_integrity()

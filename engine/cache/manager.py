@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from math import inf
 
 from engine.cache.base import GroupManager
 from engine.cache.checkpoints import Checkpoints
@@ -48,7 +47,7 @@ class KVCache:
 
     def most_sequences(self) -> float:
         """How many may run at once: of the state slots, a fifth is for checkpoints."""
-        slots = min((manager.pool.capacity for manager in self.managers if not manager.group.has_blocks), default=inf)
+        slots = self._groups.num_slots
         return slots - slots // 5 if self.shares_blocks else slots
 
     def num_free(self) -> tuple[int, ...]:
@@ -103,7 +102,7 @@ class KVCache:
         if not kept.is_ready or kept.is_whole:
             return kept.is_ready
         return all(
-            manager.longest_valid(path, kept.length) == manager.num_whole(kept.length) * manager.group.block_size
+            NULL_BLOCK not in manager.hit_blocks(path, kept.length)[manager.group.first_needed(kept.length) :]
             for manager in self._groups.with_blocks
         )
 
@@ -270,11 +269,13 @@ class KVCache:
                 self._checkpoints.strike(seq, planned)
         seq.has_started = True
 
-    def reclaim(self, highest: Rank, hit: Hit | None = None) -> bool:
-        """Give up one checkpoint up to this rank, that of `hit` last; False if none would free anything."""
-        if hit is not None and hit.checkpoint is not None:
-            self._checkpoints.touch(hit.checkpoint)
+    def reclaim(self, highest: Rank) -> bool:
+        """Give up one checkpoint up to this rank; False if none would free anything."""
         return self._checkpoints.reclaim(highest)
+
+    def make_way(self, hit: Hit, running: Sequence[SequenceBlocks]) -> bool:
+        """Give up one checkpoint, that of `hit` last, if it may go for a sequence that is to start beside these."""
+        return self._checkpoints.make_way(hit, running)
 
     def end_plan(self, plan: Hashable) -> None:
         self._checkpoints.forget_plan(plan)

@@ -197,6 +197,20 @@ def test_a_window_dies_with_the_full_prefix_that_it_continues() -> None:
     assert cache.find([*tokens, -1]).length == 16
 
 
+def test_a_preempted_sequence_goes_on_though_the_block_behind_its_window_has_gone() -> None:
+    cache = KVCache((group(0, window=6),), [7], max_chunk=64)
+    tokens = list(range(16))
+    seq = cache.new_sequence("job")
+    assert cache.admit(seq, tokens, cache.find(tokens), 15)
+    cache.commit(seq, tokens, 15)
+    cache.suspend(seq, 15)
+
+    compute(cache, list(range(90, 106)))  # takes the two free blocks, then the first two that are cached
+
+    assert cache.find(tokens).length == 0, "a hit of 12 tokens would need the second block"
+    assert cache.find(tokens, seq).length == 15
+
+
 def test_null_entries_count_neither_as_shared_nor_as_allocated() -> None:
     cache = cache_of(30, 30)
     tokens = list(range(40))

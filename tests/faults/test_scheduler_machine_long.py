@@ -1,0 +1,27 @@
+"""A long run of the state machine of the scheduler, with other moves every time; a failure prints its moves."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from tests.unit.engine.scheduler_machine import SchedulerMachine
+
+
+@pytest.mark.slow
+def test_any_order_of_moves_keeps_the_laws_for_long() -> None:
+    num_steps: list[int] = []
+
+    run_state_machine_as_test(
+        lambda: SchedulerMachine(num_steps.append),
+        settings=settings(
+            max_examples=1000,
+            stateful_step_count=80,
+            deadline=None,
+            database=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )
+
+    assert sum(num_steps) > 300_000

@@ -1,0 +1,105 @@
+"""What the scheduler makes of plans and of several samples where something comes in between."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engine.cache.groups import LayerGroup
+from engine.cache.manager import KVCache, SequenceBlocks
+from engine.cache.tables import Rank
+from engine.request import Junction
+from engine.step import Sampled, Step
+from tests.unit.engine.fake_runner import FakeRunner, reference
+from tests.unit.engine.harness import FULL, LINEAR, Harness, request
+from tests.unit.engine.world import planned
+
+
+def start(cache: KVCache, tokens: list[int], planned: int = 0, *junctions: Junction) -> SequenceBlocks:
+    """Run all tokens, in chunks that end where a state is to be kept."""
+    seq = cache.new_sequence("job")
+    seq.follow("plan", planned, junctions)
+    hit = cache.find(tokens, seq)
+    assert cache.admit(seq, tokens, hit, len(tokens))
+    stop = cache.next_stop(seq)
+    if stop is not None:
+        cache.commit(seq, tokens, stop)
+    cache.commit(seq, tokens, len(tokens))
+    return seq
+
+
+def test_of_two_places_that_others_will_start_at_the_one_used_last_stays() -> None:
+    cache = KVCache(LINEAR, [40, 9], max_chunk=64)
+    one, other = list(range(8)), list(range(20, 28))
+    for trunk in (one, other):
+        cache.release(start(cache, [*trunk, 1], 0, Junction(8, 2)))
+    cache.release(start(cache, [*one, 2], 8))
+
+    assert cache.reclaim(Rank.PLANNED)
+
+    assert cache.find([*one, 3]).length == 8
+    assert cache.find([*other, 3]).length == 0
+
+
+@pytest.mark.parametrize(("groups", "num_blocks"), [(LINEAR, [2000, 9]), (FULL, [90])], ids=["slots", "blocks"])
+def test_places_kept_for_later_rows_leave_room_for_rows_that_wait_now(
+    groups: tuple[LayerGroup, ...], num_blocks: list[int]
+) -> None:
+    harness = Harness(groups, num_blocks=num_blocks, max_batch_tokens=16)
+    trunks = [[100 + number, *range(9)] for number in range(60)]
+    prompts = [(*trunk, last) for last in (1, 2) for trunk in trunks]  # each trunk comes back after all others
+    rows = [
+        replace(request(str(number), prompt, (3, 20)[number % 2]), **known)
+        for number, (prompt, known) in enumerate(planned(prompts))
+    ]
+
+    harness.run(*rows)
+
+    assert harness.scheduler.tally.totals(max_sequences=8).mean_sequences > 3.5
+
+
+class SpoilsOneSample(FakeRunner):
+    """Finds no token for the second sample of the first step that draws several."""
+
+    def run(self, step: Step) -> list[Sampled]:
+        drawn = super().run(step)
+        if len(drawn) == 2:
+            drawn[1] = replace(drawn[1], error="no token can be chosen")
+        return drawn
+
+
+def test_a_sample_without_a_token_ends_alone_and_its_prompt_counts_as_run() -> None:
+    harness = Harness(LINEAR)
+    harness.runner = SpoilsOneSample(LINEAR)
+    row = replace(request("a", range(10), num_samples=2), junctions=(Junction(10, 1),))
+
+    harness.scheduler.submit(row)
+    while harness.scheduler.num_waiting + harness.scheduler.num_running:
+        harness.step()
+
+    spoilt, sound = harness.completions
+    assert (spoilt.sample_index, spoilt.finish_reason) == (1, "error")
+    assert sound.token_ids == reference(range(10), 8)
+
+
+class NeverWalked(dict[Any, Any]):
+    def __iter__(self) -> Any:
+        raise AssertionError("somebody looks at everyone who waits")
+
+    items = values = keys = __iter__
+
+
+def test_a_step_does_not_look_at_the_samples_of_rows_that_wait() -> None:
+    harness = Harness(max_sequences=4)
+    for number in range(20):
+        harness.scheduler.submit(request(str(number), [number, 1], num_samples=2))
+    harness.scheduler._forks._followers = NeverWalked(harness.scheduler._forks._followers)
+
+    for _ in range(5):
+        step = harness.scheduler.schedule()
+        assert step is not None
+        harness.scheduler.update(step, harness.runner.run(step), 1.0)
+
+    assert harness.scheduler.num_running
