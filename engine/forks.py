@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Iterable
 
 from engine.sequence import Sequence
 
@@ -40,9 +40,9 @@ class Forks:
         self.add(leader, others)
         return leader
 
-    def num_behind(self, leaders: Container[int]) -> int:
-        """How many wait for these leaders."""
-        return sum(len(followers) for leader, followers in self._followers.items() if leader in leaders)
+    def num_behind(self, leaders: Iterable[int]) -> int:
+        """How many wait for these leaders: looks at them alone, whatever waits elsewhere."""
+        return sum(len(self._followers.get(leader, ())) for leader in leaders)
 
     def ids(self) -> list[int]:
         """Everyone who waits here."""
