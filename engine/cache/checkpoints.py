@@ -9,9 +9,10 @@ forward pass of the next step: in the order of the queue, so a source may be giv
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 
-from engine.cache.base import GroupTable
+from engine.cache.base import GroupManager, GroupTable
 from engine.cache.kinds import Groups
 from engine.cache.prefix import PrefixNode
 from engine.cache.tables import Checkpoint, Hit, Rank, SequenceBlocks
@@ -239,24 +240,32 @@ class Checkpoints:
     def reclaim(self, highest: Rank) -> bool:
         """Give up the one of the lowest rank that was used least recently and holds what nobody else does.
 
-        False if there is none up to the highest rank.
+        Several may hold what only they do: then they go one by one. False if there is none up to the highest rank.
         """
-        for rank in Rank:
-            if rank > highest:
-                break
-            for checkpoint in self._ready[rank]:
-                if self._frees_something(checkpoint):
-                    self._empty(checkpoint)
-                    checkpoint.lost = EVICTED
-                    self._remove_useless(checkpoint)
-                    return True
-        return False
+        checkpoint = self._victim([each for rank in Rank if rank <= highest for each in self._ready[rank]])
+        if checkpoint is None:
+            return False
+        self._empty(checkpoint)
+        checkpoint.lost = EVICTED
+        self._remove_useless(checkpoint)
+        return True
 
-    def _frees_something(self, checkpoint: Checkpoint) -> bool:
-        return any(
-            manager.num_alone(table.blocks)
-            for manager, table in zip(self._groups.managers, checkpoint.tables, strict=True)
-        )
+    def _victim(self, candidates: Sequence[Checkpoint]) -> Checkpoint | None:
+        for each in candidates:
+            if any(manager.num_alone(table.blocks) for manager, table in self._with_managers(each)):
+                return each
+        held = [Counter[int]() for _ in self._groups.managers]
+        for each in candidates:
+            for counter, table in zip(held, each.tables, strict=True):
+                counter.update(table.blocks)
+        for each in candidates:
+            for counter, (manager, table) in zip(held, self._with_managers(each), strict=True):
+                if any(counter[block] == manager.num_references(block) for block in table.blocks):
+                    return each
+        return None
+
+    def _with_managers(self, checkpoint: Checkpoint) -> Iterator[tuple[GroupManager, GroupTable]]:
+        return zip(self._groups.managers, checkpoint.tables, strict=True)
 
     def _empty(self, checkpoint: Checkpoint) -> None:
         if checkpoint.is_ready:
