@@ -103,7 +103,7 @@ class KVCache:
         if not kept.is_ready or kept.is_whole:
             return kept.is_ready
         return all(
-            manager.longest_valid(path, kept.length) == manager.num_whole(kept.length) * manager.group.block_size
+            NULL_BLOCK not in manager.hit_blocks(path, kept.length)[manager.group.first_needed(kept.length) :]
             for manager in self._groups.with_blocks
         )
 
