@@ -8,10 +8,12 @@ import pytest
 
 from engine.cache.groups import LayerGroup
 from engine.cache.manager import KVCache
+from engine.cache.pool import BlockPool
 from engine.cache.tables import Rank
 from engine.request import Request
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
+from engine.step import NULL_BLOCK, Step
 from tests.unit.engine.contents import check_checkpoints, longest_start, ready
 from tests.unit.engine.fake_runner import reference
 from tests.unit.engine.harness import Harness, group, total
@@ -172,6 +174,49 @@ def test_recomputed_tokens_are_no_hits_and_what_a_plan_missed_has_a_name(groups:
         assert harness.scheduler.tally.step_tokens == ran + decoded
 
     assert missed > 0
+
+
+@every_layout
+def test_no_write_reaches_what_is_shared_or_registered_or_kept(groups: tuple[LayerGroup, ...]) -> None:
+    num_frozen = 0
+
+    for seed in SEEDS:
+        harness, requests = crowd(groups, seed)
+        for item in requests:
+            harness.scheduler.submit(item)
+        while is_open(harness):
+            step = harness.scheduler.schedule()
+            assert step is not None
+            before = frozen(harness, step)
+
+            sampled = harness.runner.run(step)
+
+            assert {key: content(harness, *key) for key in before} == before
+            num_frozen += len(before)
+            harness.scheduler.update(step, sampled, 1.0)
+
+    assert num_frozen > 100
+
+
+def frozen(harness: Harness, step: Step) -> dict[tuple[int, int], tuple[int | None, ...]]:
+    """By group and block or slot, what nobody may write into now: a copy that waits fills a target of its own."""
+    filled = {(copy.group, copy.target) for copy in step.copies}
+    held = set[tuple[int, int]]()
+    for manager in harness.cache.managers:
+        index, pool = manager.group.index, manager.pool
+        if isinstance(pool, BlockPool):
+            blocks = range(1, pool.num_blocks)
+            held |= {(index, block) for block in blocks if pool.ref[block] > 1 or pool.node[block] is not None}
+        for checkpoint in ready(harness.cache):
+            held |= {(index, block) for block in checkpoint.tables[index].blocks if block != NULL_BLOCK}
+    return {key: content(harness, *key) for key in held - filled}
+
+
+def content(harness: Harness, index: int, block: int) -> tuple[int | None, ...]:
+    runner = harness.runner
+    if not runner.groups[index].has_blocks:
+        return (runner.slots[index].get(block),)
+    return tuple(runner.kv[index].get((block, offset)) for offset in range(runner.groups[index].block_size))
 
 
 @every_layout
