@@ -93,7 +93,10 @@ class FakeRunner:
         for offset in range(group.block_size):
             kv[copy.target, offset] = kv.get((copy.source, offset), -1)
         if self.pools:
-            assert self.pools[copy.group].node[copy.target] is None, "a copy goes to a registered block"  # type: ignore[union-attr]
+            pool = self.pools[copy.group]
+            assert isinstance(pool, BlockPool)
+            assert pool.node[copy.target] is None, "a copy goes to a registered block"
+            assert pool.ref[copy.target] <= 1, "a copy goes to a shared block"
 
     def forget(self, sequence_id: int) -> None:
         self.forgotten.append(sequence_id)

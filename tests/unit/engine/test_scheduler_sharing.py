@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.engine.fake_runner import reference
-from tests.unit.engine.harness import FULL, Harness, group, prefix_rows, request, total
+from tests.unit.engine.harness import FULL, LINEAR, Harness, group, prefix_rows, request, total
 
 # --- what is shared ---------------------------------------------------------------------------------------------
 
@@ -174,3 +174,16 @@ def test_totals_are_the_sums_of_the_completions() -> None:
     assert totals.num_requests == totals.num_finished == 5
     assert totals.step_tokens == counters.computed_tokens + counters.completion_tokens - 5
     assert 0 < totals.mean_occupancy <= 1
+
+
+def test_a_recomputed_overlap_gets_fresh_blocks_and_gives_them_back_for_the_cached_ones() -> None:
+    """Its blocks are there and its state is not, so that the prefix runs again beside those who read it."""
+    harness = Harness(LINEAR)
+    harness.run(request("a", [*range(40), 1], 1))
+    before = harness.cache.find([*range(40), 2]).path[-1].blocks[0]
+
+    done = harness.run(request("b", [*range(40), 2], 1))["b", 0]
+
+    assert done.counters.computed_tokens == 41
+    assert (done.counters.groups[0].allocated, done.counters.groups[0].shared) == (11, 10)
+    assert harness.cache.find([*range(40), 2]).path[-1].blocks[0] == before

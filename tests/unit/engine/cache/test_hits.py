@@ -127,3 +127,35 @@ def test_a_prompt_shorter_than_a_block_inserts_nothing_and_hits_nothing() -> Non
     assert cached.cache.find(cached.tokens).length == 0
     assert cached.cache.find([*cached.tokens, 3, 4, 5]).path == []
     cached.cache.check_integrity()
+
+
+TWO_FULL = (group(0), group(1, block_size=6), LayerGroup.of_states(2, (5,)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sets(st.tuples(st.integers(0, 1), st.integers(0, 9)), max_size=4))
+def test_what_two_full_groups_share_is_not_overestimated(evictions: set[tuple[int, int]]) -> None:
+    """A junction is suspected there, so it must be where both can go on, and no state makes it a hit."""
+    cached = Cached(TWO_FULL, 40)
+    for index, position in evictions:
+        cached.evict(index, position)
+
+    hit = cached.cache.find([*cached.tokens, -1])
+
+    reach = [0, 0]
+    for index, size in ((0, 4), (1, 6)):
+        while reach[index] + size <= 40 and cached.present(index, reach[index] // size):
+            reach[index] += size
+    assert hit.shared == min(reach) // 12 * 12, "both have whole blocks at every twelfth token alone"
+    assert hit.length == 0
+
+
+def test_a_new_model_finds_nothing_of_the_old_one() -> None:
+    """A cache serves one model, and the engine of another one has a cache of its own."""
+    old = Cached((group(0), group(1, window=9)), 40)
+    assert old.cache.find(old.tokens).length == 36
+
+    new = KVCache((group(0), group(1, window=9)), [400, 400], max_chunk=64)
+
+    assert new.find(old.tokens).length == 0
+    assert new.find(old.tokens).path == []

@@ -66,18 +66,24 @@ def test_admission_that_fails_in_one_group_changes_nothing_in_any() -> None:
 
 
 def test_hits_of_all_groups_are_held_before_any_block_is_allocated() -> None:
-    cache = cache_of(11, 6)
+    """The blocks of the hit are the oldest that are free: whatever is allocated too early takes them."""
+    cache = cache_of(10, 8)
     tokens = list(range(20))
     cache.release(compute(cache, tokens))
-    hit = cache.find([*tokens, *range(50, 58)])
+    cache.release(compute(cache, [*range(90, 98)]))
+    longer = [*tokens, *range(50, 65)]
+    hit = cache.find(longer)
     assert hit.length == 20
 
-    seq = start(cache, [*tokens, *range(50, 58)])
+    seq = start(cache, longer)
 
     for table, blocks in zip(seq.views, hit.blocks, strict=True):
         assert table[: len(blocks)] == blocks
         held = [block for block in table if block != NULL_BLOCK]
         assert len(held) == len(set(held)), "one block stands in a table twice"
+    cache.check_references([seq])
+    cache.commit(seq, longer, 35)
+    assert cache.find([*longer, -1]).length == 32
 
 
 def test_hit_blocks_that_wake_up_count_against_the_free_ones() -> None:
