@@ -229,6 +229,7 @@ class Checkpoints:
     def copy_to(self, seq: SequenceBlocks, hit: Hit) -> None:
         """Queue copies of the partial blocks and the state into the sequence's blocks, which it has by now."""
         assert hit.checkpoint is not None
+        self.touch(hit.checkpoint)
         for index, (manager, source) in enumerate(zip(self._groups.managers, hit.checkpoint.tables, strict=True)):
             place = manager.own_at(hit.length)
             if place is not None:
