@@ -71,7 +71,10 @@ RULES = {
     ),
     8: Rule(
         "reuse falls gradually with pressure",
-        (f"{MANAGER}::test_reuse_falls_gradually_with_pressure",),
+        (
+            f"{MANAGER}::test_reuse_falls_gradually_with_pressure",
+            f"{MANAGER}::test_the_tail_of_a_sliding_prefix_is_evicted_last",
+        ),
     ),
     9: Rule(
         "a state is that of the position of its key, after chunks, preemptions and forks",
@@ -160,7 +163,10 @@ RULES = {
     ),
     22: Rule(
         "a coarse group shortens the hits of the others to its own grid only",
-        (f"{HITS}::test_a_coarse_group_shortens_the_hit_to_its_own_grid_only",),
+        (
+            f"{HITS}::test_a_coarse_group_shortens_the_hit_to_its_own_grid_only",
+            f"{HITS}::test_the_hit_is_the_longest_prefix_that_every_group_can_resume",
+        ),
     ),
     23: Rule(
         "rows with one prefix in the first batch compute it once",

@@ -136,12 +136,15 @@ def test_a_request_without_anything_to_do_is_refused(bad) -> None:  # type: igno
 
 
 def test_sizing_and_admission_use_the_same_bound() -> None:
-    """A pool of exactly the peak runs the longest request that it accepts, for windows around the block size."""
+    """A pool of exactly the peak runs the longest request and one block less refuses it, for windows around a block."""
     for window in (None, 1, 2, 3, 4, 5, 8, 9):
         item = group(0, window=window)
         harness = Harness((item,), num_blocks=1 + item.peak_blocks(40, 7), max_batch_tokens=7)
 
         assert harness.run(request("a", range(33)))["a", 0].token_ids == reference(range(33), 8)
+        short = Harness((item,), num_blocks=item.peak_blocks(40, 7), max_batch_tokens=7)
+        with pytest.raises(RequestRefused, match="even when empty"):
+            short.scheduler.submit(request("a", range(33)))
 
 
 # --- when memory is short ---------------------------------------------------------------------------------------
