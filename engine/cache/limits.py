@@ -17,7 +17,7 @@ def explain(groups: Groups, hit: Hit, seq: SequenceBlocks, planned: Checkpoint |
         return ((SWITCHED_OFF, missed),) if missed > 0 else ()
     if missed > 0:
         return (((planned.lost if planned is not None else "") or NOT_MADE, missed),)
-    return _limit_of_groups(groups, hit)
+    return () if seq.planned else _limit_of_groups(groups, hit)  # a plan that came true was limited by nothing
 
 
 def _limit_of_groups(groups: Groups, hit: Hit) -> Limits:

@@ -16,7 +16,7 @@ def test_any_order_of_moves_keeps_the_laws_for_long() -> None:
     run_state_machine_as_test(
         lambda: SchedulerMachine(num_steps.append),
         settings=settings(
-            max_examples=1000,
+            max_examples=400,
             stateful_step_count=80,
             deadline=None,
             database=None,
@@ -24,4 +24,4 @@ def test_any_order_of_moves_keeps_the_laws_for_long() -> None:
         ),
     )
 
-    assert sum(num_steps) > 300_000
+    assert sum(num_steps) > 50_000

@@ -37,7 +37,7 @@ any_index = st.integers(0, 50)  # modulo the number of what there is
 rows = st.lists(
     st.tuples(
         any_index,  # whose beginning it takes
-        st.integers(0, 27),  # and how much of that
+        st.sampled_from([27, 0, 12, 7, 19, 4, 9]),  # and how much of that
         st.lists(st.integers(0, 2), max_size=9).map(tuple),
         st.sampled_from([LONGEST, 3, 1, 9]),  # tokens, if there is room
         st.sampled_from([1, 1, 2, 4, 3]),
@@ -76,31 +76,36 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.world = World(harness)
 
-    @rule(rows=rows, is_sorted=st.booleans(), is_known=st.sampled_from([True, True, False]))
-    def add_plan(self, rows: list[tuple[int, int, Prompt, int, int]], is_sorted: bool, is_known: bool) -> None:
+    @rule(rows=rows, is_sorted=st.booleans(), is_known=st.sampled_from([True, True, False]), count=st.integers(0, 6))
+    def add_plan(
+        self, rows: list[tuple[int, int, Prompt, int, int]], is_sorted: bool, is_known: bool, count: int
+    ) -> None:
         prompts = []
         for donor, length, tail, _, _ in rows:
             prompt = self.prompts[donor % len(self.prompts)][:length] + tail
             prompts.append(prompt or (0,))
-            self.prompts = [(), *self.prompts[-11:], prompts[-1]]
+            self.prompts = [prompts[-1], *self.prompts[:11]]
         shapes = [
             (min(max_tokens, LONGEST - len(prompt)), num_samples)
             for prompt, (*_, max_tokens, num_samples) in zip(prompts, rows, strict=True)
         ]
         order = sorted(range(len(prompts)), key=prompts.__getitem__) if is_sorted else range(len(prompts))
-        self.world.add_plan([prompts[i] for i in order], [shapes[i] for i in order], is_known=is_known)
+        plan = self.world.add_plan([prompts[i] for i in order], [shapes[i] for i in order], is_known=is_known)
+        self.world.submit(plan, count)
 
     @precondition(lambda self: self.world.plans)
     @rule(index=any_index, count=st.integers(1, 5))
     def submit(self, index: int, count: int) -> None:
         self.world.submit(self.world.plans[index % len(self.world.plans)], count)
 
-    @rule(count=st.integers(1, 12))
-    def step(self, count: int) -> None:
+    @rule(count=st.integers(1, 12), ends_plans=st.booleans())
+    def step(self, count: int, ends_plans: bool) -> None:
         for _ in range(count):
             if self.is_surprised:  # by outputs that are longer than any before: this is what leads to preemptions
                 self.world.scheduler._admission._output_ratio = 0.0
             self.world.step()
+        if ends_plans:
+            self.world.end_plans()
 
     @rule(is_surprised=st.booleans())
     def expect_short_outputs(self, is_surprised: bool) -> None:
@@ -116,10 +121,6 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule(index=any_index)
     def cancel(self, index: int) -> None:
         self.world.cancel(self.world.plans[index % len(self.world.plans)])
-
-    @rule()
-    def end_plans(self) -> None:
-        self.world.end_plans()
 
     def teardown(self) -> None:
         self.world.finish()

@@ -103,3 +103,15 @@ def test_a_step_does_not_look_at_the_samples_of_rows_that_wait() -> None:
         harness.scheduler.update(step, harness.runner.run(step), 1.0)
 
     assert harness.scheduler.num_running
+
+
+def test_a_row_whose_plan_came_true_was_limited_by_nothing() -> None:
+    harness = Harness(LINEAR)
+    harness.run(request("another plan", range(24)))
+    rows = planned([(*range(8), 90, 91), (*range(20), 92)])
+
+    done = harness.run(*[replace(request(str(number), row), **known) for number, (row, known) in enumerate(rows)])
+
+    counters = done["1", 0].counters
+    assert counters.planned_tokens == counters.cached_tokens == 8, "blocks alone reach further, but no state"
+    assert counters.limited_by == ()

@@ -166,7 +166,7 @@ class World:
             assert counters.prompt_tokens == len(row.prompt)
             assert counters.planned_tokens == row.planned_tokens
         missed = max(0, counters.planned_tokens - counters.cached_tokens)
-        if row.planned_tokens and missed:
+        if row.planned_tokens:
             assert sum(tokens for _, tokens in counters.limited_by) == missed, counters
         assert counters.preemptions or not counters.recomputed_tokens
 
