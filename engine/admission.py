@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from engine.cache.manager import KVCache
-from engine.cache.tables import Hit
+from engine.cache.tables import Hit, Rank
 from engine.sequence import Sequence
 
 _MEMORY = 0.95  # how slowly the expected share of max_tokens follows what finished sequences used
@@ -29,7 +29,8 @@ class Admission:
         self._output_ratio = min(1.0, self._output_ratio + _BACKOFF)
 
     def may_start(self, seq: Sequence, hit: Hit, running: Collection[Sequence]) -> bool:
-        """Whether its prompt and expected output fit beside what the running sequences are still expected to take."""
+        """Whether its prompt and expected output fit beside what the running sequences are still expected to take, and
+        beside what all of them are to keep for later ones."""
         expected = max(1, round(seq.request.sampling.max_tokens * self._output_ratio))
         seq.expected_tokens = max(len(seq.tokens), seq.prompt_len + expected - 1)
         if not running:
@@ -37,11 +38,18 @@ class Admission:
         if len(running) >= self._cache.most_sequences():
             return False
         needs = self._cache.blocks_needed(hit, seq.expected_tokens, len(seq.tokens) - hit.length)
+        to_keep = _lengths_to_keep(seq, running)
         for index, (manager, need) in enumerate(zip(self._cache.managers, needs, strict=True)):
-            room = manager.pool.num_free - need
+            room = manager.pool.num_free - need - sum(manager.own_at(length) is not None for length in to_keep)
             for other in running:
                 peak = manager.peak_blocks(other.expected_tokens, len(other.tokens) - other.computed)
                 room -= max(0, peak - other.blocks.tables[index].num_held)
             if room < 0:
                 return False
         return True
+
+
+def _lengths_to_keep(seq: Sequence, running: Collection[Sequence]) -> list[int]:
+    """Where planned checkpoints are still to be made: each will take a partial block, or a slot, of its own."""
+    own = [] if seq.blocks.has_started else [junction.length for junction in seq.blocks.junctions]
+    return own + [stop.length for other in running for stop in other.blocks.stops if stop.rank is Rank.PLANNED]

@@ -13,7 +13,7 @@ from engine.cache.tables import Rank
 from engine.request import Junction
 from engine.step import Sampled, Step
 from tests.unit.engine.fake_runner import FakeRunner, reference
-from tests.unit.engine.harness import FULL, LINEAR, Harness, request
+from tests.unit.engine.harness import FULL, LINEAR, Harness, request, total
 from tests.unit.engine.world import planned
 
 
@@ -57,7 +57,20 @@ def test_places_kept_for_later_rows_leave_room_for_rows_that_wait_now(
 
     harness.run(*rows)
 
-    assert harness.scheduler.tally.totals(max_sequences=8).mean_sequences > 3.5
+    assert harness.scheduler.tally.totals(max_sequences=8).mean_sequences > 3.4
+
+
+def test_rows_that_start_leave_room_for_the_places_that_are_still_to_be_made() -> None:
+    harness = Harness(LINEAR, num_blocks=[200, 7], max_batch_tokens=24)
+    trunk = range(23)
+    branches = [[*trunk, 100 + number, *range(30, 43)] for number in range(4)]
+    prompts = [(*branch, 200 + leaf, 1, 2) for branch in branches for leaf in range(12)]
+    rows = [replace(request(str(number), prompt), **known) for number, (prompt, known) in enumerate(planned(prompts))]
+
+    harness.run(*rows)
+
+    assert total(harness).limited_by == ()
+    assert total(harness).computed_tokens == 23 + 4 * 14 + 48 * 3
 
 
 class SpoilsOneSample(FakeRunner):
