@@ -33,6 +33,13 @@ def tree() -> list[tuple[int, ...]]:
     return sorted([*rows, rows[4], rows[5][: TRUNK + 6]])
 
 
+def wide_tree() -> list[tuple[int, ...]]:
+    """Four branches of one trunk with twelve leaves each: more rows than run at once."""
+    trunk, *rest = tiny.prompts([TRUNK, *[BRANCH] * 4, *[6] * 48])
+    branches, leaves = rest[:4], rest[4:]
+    return sorted(trunk + branches[number % 4] + leaf for number, leaf in enumerate(leaves))
+
+
 def bound(prompts: Sequence[tuple[int, ...]]) -> int:
     """Tokens that must run at least once, and the last one of each copy."""
     return (
@@ -76,6 +83,30 @@ def test_each_token_of_the_tree_is_computed_once(family: str, subject: SubjectOf
     assert counters.planned_tokens == counters.cached_tokens
     assert counters.limited_by == ()
     assert all(manager.pool.num_free == manager.pool.capacity for manager in engine._scheduler.cache.managers)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3_next", "lfm3"])
+def test_with_a_quarter_of_the_memory_at_most_a_tenth_more_is_computed(family: str, subject: SubjectOf) -> None:
+    prompts = wide_tree()
+    expected = tiny.generate(subject(family).source, prompts, NEW_TOKENS)
+    engine, completions = run(subject(family), planned(prompts), max_sequences=24, num_state_slots=31)
+    blocks = max(
+        use.peak for group, use in zip(engine.groups, engine.block_use("job"), strict=True) if group.has_blocks
+    )
+    slots = engine.block_use("job")[-1].peak
+
+    _, with_little = run(
+        subject(family),
+        planned(prompts),
+        max_sequences=24,
+        num_blocks=int(blocks / 4) + 1,
+        num_state_slots=int(slots / 4) + 1,
+    )
+
+    assert total(completions).computed_tokens == bound(prompts)
+    counters = total(with_little)
+    assert counters.computed_tokens + counters.recomputed_tokens <= 1.1 * bound(prompts)
+    assert_expected(expected, with_little)
 
 
 @pytest.mark.parametrize("order", ["reversed", "shuffled"])
