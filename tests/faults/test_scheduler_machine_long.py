@@ -1,12 +1,14 @@
-"""A long run of the state machine of the scheduler, with other moves every time; a failure prints its moves."""
+"""A long run of the state machine of the scheduler, with other moves every time; a failure tells its moves or seed."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.unit.engine.scheduler_machine import SchedulerMachine
+from tests.unit.engine.scheduler_machine import SchedulerMachine, walk
 
 
 @pytest.mark.slow
@@ -24,4 +26,16 @@ def test_any_order_of_moves_keeps_the_laws_for_long() -> None:
         ),
     )
 
-    assert sum(num_steps) > 50_000
+    assert sum(num_steps) > 20_000
+
+
+@pytest.mark.slow
+def test_random_moves_keep_the_laws_for_long() -> None:
+    first = random.SystemRandom().randrange(2**32)
+    num_steps = 0
+
+    for seed in range(first, first + 1500):
+        print(f"seed {seed}")  # shown when it fails
+        num_steps += walk(seed)
+
+    assert num_steps > 400_000

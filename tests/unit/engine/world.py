@@ -141,6 +141,10 @@ class World:
         scheduler = self.scheduler
         return [seq for key, seq in scheduler._sequences.items() if key not in scheduler._running]
 
+    def makers(self) -> list[int]:
+        """Who is on the way to a place where others start."""
+        return [key for key, seq in self.scheduler._running.items() if seq.blocks.stops]
+
     # -- what must hold
 
     def _enter(self, sequence_id: int, completion: Completion) -> None:
