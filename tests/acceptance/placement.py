@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ class Placement:
         engine.start()
         outputs: Outputs = {}
         waiting = self.shards(rows)
-        feeds = [engine.feed(shard) for shard, _ in zip(waiting, range(self.in_flight), strict=False)]
+        feeds = [engine.feed(shard) for shard in islice(waiting, self.in_flight)]
         while feeds:
             if self.is_crowded:
                 engine._scheduler._admission._output_ratio = 0.0
@@ -97,7 +98,7 @@ class Placement:
                     outputs[done.request_id] = done.token_ids
                 if feed.done:
                     feeds.remove(feed)
-                    feeds += [engine.feed(shard) for shard, _ in zip(waiting, range(1), strict=False)]
+                    feeds += [engine.feed(shard) for shard in islice(waiting, 1)]
         engine.check_integrity()
         engine.stop()
         assert len(outputs) == len(rows), "a row was lost"
