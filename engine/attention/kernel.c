@@ -6,7 +6,8 @@
  *
  * A task is one tile of queries of one sequence under one KV head. All query heads that share the KV head are rows of the
  * tile, so each key and value is loaded once for all of them. The softmax runs over passes of PASS keys with a running
- * maximum. Every sum has a fixed order that depends on the sequence alone: neighbours and thread count change no bit.
+ * maximum; passes begin at multiples of PASS in the sequence. Every sum has a fixed order that depends on the query's
+ * position alone: neighbours, thread count, and where chunks and tiles begin change no bit.
  * Tasks of one KV head come together, so blocks shared by several sequences stay in the processor's cache.
  */
 #include <math.h>
@@ -89,8 +90,9 @@ score_four(const int rows, const float *query, int64_t dim, const float *const *
         for (int i = 0; i < 4; i++) scores[r * PASS + i] = sum(a[r][i]);
 }
 
-static void score_pass(int rows, const float *query, int64_t dim, const float *const *keys, int count, float *scores) {
-    for (int i = 0; i < count; i += 4) {
+static void score_pass(int rows, const float *query, int64_t dim, const float *const *keys, int from, int count,
+                       float *scores) {
+    for (int i = from - from % 4; i < count; i += 4) {
         int r = 0;
         for (; r + 3 <= rows; r += 3) score_four(3, query + r * dim, dim, keys + i, scores + r * PASS + i);
         if (rows - r == 2) score_four(2, query + r * dim, dim, keys + i, scores + r * PASS + i);
@@ -98,14 +100,14 @@ static void score_pass(int rows, const float *query, int64_t dim, const float *c
     }
 }
 
-/* out[r][0 .. 8 * vectors] += sum over keys of weights[r][i] * values[i] */
+/* out[r][0 .. 8 * vectors] += sum over keys from .. count of weights[r][i] * values[i] */
 static inline __attribute__((always_inline)) void
-add_strip(const int rows, const int vectors, const float *weights, const float *const *values, int64_t column, int count,
-          float *out, int64_t dim) {
+add_strip(const int rows, const int vectors, const float *weights, const float *const *values, int64_t column, int from,
+          int count, float *out, int64_t dim) {
     vec a[3][4];
     for (int r = 0; r < rows; r++)
         for (int j = 0; j < vectors; j++) a[r][j] = load(out + r * dim + column + j * LANES);
-    for (int i = 0; i < count; i++) {
+    for (int i = from; i < count; i++) {
         const float *value = values[i] + column;
         for (int j = 0; j < vectors; j++) {
             const vec v = load(value + j * LANES);
@@ -117,18 +119,20 @@ add_strip(const int rows, const int vectors, const float *weights, const float *
 }
 
 static inline __attribute__((always_inline)) void
-add_rows(const int rows, const float *weights, const float *const *values, int count, float *out, int64_t dim) {
+add_rows(const int rows, const float *weights, const float *const *values, int from, int count, float *out,
+         int64_t dim) {
     int64_t column = 0;
     for (; column + 4 * LANES <= dim; column += 4 * LANES)
-        add_strip(rows, 4, weights, values, column, count, out, dim);
-    for (; column < dim; column += LANES) add_strip(rows, 1, weights, values, column, count, out, dim);
+        add_strip(rows, 4, weights, values, column, from, count, out, dim);
+    for (; column < dim; column += LANES) add_strip(rows, 1, weights, values, column, from, count, out, dim);
 }
 
-static void add_pass(int rows, const float *weights, const float *const *values, int count, float *out, int64_t dim) {
+static void add_pass(int rows, const float *weights, const float *const *values, int from, int count, float *out,
+                     int64_t dim) {
     int r = 0;
-    for (; r + 3 <= rows; r += 3) add_rows(3, weights + r * PASS, values, count, out + r * dim, dim);
-    if (rows - r == 2) add_rows(2, weights + r * PASS, values, count, out + r * dim, dim);
-    if (rows - r == 1) add_rows(1, weights + r * PASS, values, count, out + r * dim, dim);
+    for (; r + 3 <= rows; r += 3) add_rows(3, weights + r * PASS, values, from, count, out + r * dim, dim);
+    if (rows - r == 2) add_rows(2, weights + r * PASS, values, from, count, out + r * dim, dim);
+    if (rows - r == 1) add_rows(1, weights + r * PASS, values, from, count, out + r * dim, dim);
 }
 
 /* Turn the scores [from, to) of one row into weights, everything else into zeros; returns their sum. The running maximum
@@ -196,9 +200,10 @@ static void attend_tile(const Step *step, const Layer *layer, const int32_t *til
 
     int64_t from = 0;
     if (step->window && first - step->window + 1 > 0) from = first - step->window + 1;
-    for (int64_t base = from; base <= last; base += PASS) {
+    for (int64_t base = from - from % PASS; base <= last; base += PASS) {
         const int count = (int)(last + 1 - base < PASS ? last + 1 - base : PASS);
-        for (int i = 0; i < count;) {
+        const int head = base < from ? (int)(from - base) : 0; /* nothing of the tile sees what comes before */
+        for (int i = head; i < count;) {
             const int64_t position = base + i, within = position % size;
             const int64_t slot = (int64_t)table[position / size - step->first_blocks[chunk]] * size + within;
             for (int64_t j = 0; j < size - within && i < count; j++, i++) {
@@ -206,8 +211,9 @@ static void attend_tile(const Step *step, const Layer *layer, const int32_t *til
                 values[i] = all_values + (slot + j) * value_dim;
             }
         }
+        for (int i = head - head % 4; i < head; i++) keys[i] = keys[head];
         for (int i = count; i % 4; i++) keys[i] = keys[count - 1];
-        score_pass(rows, query, key_dim, keys, count, scores);
+        score_pass(rows, query, key_dim, keys, head, count, scores);
         for (int r = 0; r < rows; r++) {
             const int64_t position = first + r / group;
             int64_t begin = step->window ? position - step->window + 1 - base : 0, end = position + 1 - base;
@@ -223,7 +229,7 @@ static void attend_tile(const Step *step, const Layer *layer, const int32_t *til
             if (shrink != 1.0f)
                 for (int64_t d = 0; d < value_dim; d++) out[r * value_dim + d] *= shrink;
         }
-        add_pass(rows, scores, values, count, out, value_dim);
+        add_pass(rows, scores, values, head, count, out, value_dim);
     }
     for (int r = 0; r < rows; r++) {
         const int64_t head = kv_head * group + r % group;
