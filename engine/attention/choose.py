@@ -12,19 +12,31 @@ from engine.attention.compile import CannotCompile
 from engine.attention.cpu import NativeAttention, unsupported
 from engine.attention.plain import PlainAttention
 from engine.cache.groups import LayerGroup
+from engine.errors import ModelRefused
 
 _log = logging.getLogger(__name__)
 
 
 def choose_backend(
-    groups: Sequence[LayerGroup], num_heads: int, dtype: torch.dtype, device: torch.device, native: bool
+    groups: Sequence[LayerGroup],
+    num_heads: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    native: bool,
+    strict: bool = False,
 ) -> AttentionBackend:
-    """The native kernel where it can serve every group, plain torch elsewhere. Both give the same, but for rounding."""
+    """The native kernel where it can serve every group, plain torch elsewhere. Both give the same, but for rounding.
+
+    Raises ModelRefused in strict mode where it would be plain torch, whose sums depend on the batch.
+    """
     problem = "it is switched off" if not native else unsupported(groups, num_heads, dtype, device)
     if problem is None:
         try:
             return NativeAttention()
         except CannotCompile as error:
             problem = str(error)
-            _log.warning("attention runs in plain torch, which is slower: %s", problem)
+            if not strict:
+                _log.warning("attention runs in plain torch, which is slower: %s", problem)
+    if strict:
+        raise ModelRefused(f"strict mode needs the C kernel for attention: {problem}")
     return PlainAttention(device)

@@ -14,7 +14,10 @@ from pathlib import Path
 
 import platformdirs
 
-_FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-Wno-psabi")
+_FLAGS = (
+    *("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fno-math-errno"),
+    *("-fopenmp", "-fPIC", "-shared", "-Wno-psabi"),
+)
 _TIMEOUT_S = 120
 
 

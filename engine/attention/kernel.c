@@ -12,6 +12,9 @@
  */
 #include <math.h>
 #include <stdint.h>
+#ifdef __FMA__
+#include <immintrin.h>
+#endif
 
 enum { LANES = 8, PASS = 64, MAX_ROWS = 32, MAX_DIM = 512 };
 
@@ -41,6 +44,16 @@ typedef struct {
 static inline vec splat(float x) { return (vec){x, x, x, x, x, x, x, x}; }
 static inline vec load(const float *p) { return *(const loose *)p; }
 static inline void store(float *p, vec x) { *(loose *)p = x; }
+/* a * b + c, rounded once where the processor can. Written out: left to the compiler, one unrolled loop would have it and
+ * another not, and a row's bits would depend on its place in the tile. */
+static inline vec mul_add(vec a, vec b, vec c) {
+#ifdef __FMA__
+    return (vec)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+    return a * b + c;
+#endif
+}
+
 static inline vec larger(vec a, vec b) { return (vec)(((ivec)a & (a > b)) | ((ivec)b & ~(a > b))); }
 
 static inline float sum(vec x) {
@@ -60,16 +73,16 @@ static inline vec exponential(vec x) {
     const vec low = splat(-87.0f), magic = splat(12582912.0f);
     const ivec below = x < low;
     x = (vec)(((ivec)low & below) | ((ivec)x & ~below));
-    const vec shifted = x * 1.44269504f + magic;
+    const vec shifted = mul_add(x, splat(1.44269504f), magic);
     const vec n = shifted - magic;
-    const vec r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    const vec r = mul_add(n, splat(2.12194440e-4f), mul_add(n, splat(-0.693359375f), x));
     vec p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
+    p = mul_add(p, r, splat(1.3981999507e-3f));
+    p = mul_add(p, r, splat(8.3334519073e-3f));
+    p = mul_add(p, r, splat(4.1665795894e-2f));
+    p = mul_add(p, r, splat(1.6666665459e-1f));
+    p = mul_add(p, r, splat(5.0000001201e-1f));
+    p = mul_add(p * r, r, r) + 1.0f;
     const ivec exponent = ((ivec)shifted - (ivec)magic + 127) << 23;
     return p * (vec)exponent;
 }
@@ -83,7 +96,7 @@ score_four(const int rows, const float *query, int64_t dim, const float *const *
         for (int r = 0; r < rows; r++) q[r] = load(query + r * dim + d);
         for (int i = 0; i < 4; i++) {
             const vec k = load(keys[i] + d);
-            for (int r = 0; r < rows; r++) a[r][i] += q[r] * k;
+            for (int r = 0; r < rows; r++) a[r][i] = mul_add(q[r], k, a[r][i]);
         }
     }
     for (int r = 0; r < rows; r++)
@@ -111,7 +124,7 @@ add_strip(const int rows, const int vectors, const float *weights, const float *
         const float *value = values[i] + column;
         for (int j = 0; j < vectors; j++) {
             const vec v = load(value + j * LANES);
-            for (int r = 0; r < rows; r++) a[r][j] += splat(weights[r * PASS + i]) * v;
+            for (int r = 0; r < rows; r++) a[r][j] = mul_add(splat(weights[r * PASS + i]), v, a[r][j]);
         }
     }
     for (int r = 0; r < rows; r++)
@@ -290,7 +303,7 @@ void nightmill_rms_norm(const float *x, int64_t rows, int64_t dim, const float *
         float rest = 0.0f;
         for (int64_t i = 0; i < whole; i += LANES) {
             const vec v = load(row + i);
-            squares += v * v;
+            squares = mul_add(v, v, squares);
         }
         for (int64_t i = whole; i < dim; i++) rest += row[i] * row[i];
         const float scale = 1.0f / sqrtf((sum(squares) + rest) / (float)dim + eps);

@@ -21,6 +21,9 @@ SHAPES = [
     Shape(heads=9, kv_heads=3, key_dim=64, value_dim=64, block_size=16),
     Shape(heads=4, kv_heads=1, key_dim=256, value_dim=256, block_size=16),
     Shape(heads=5, kv_heads=5, key_dim=32, value_dim=32, block_size=7),
+    Shape(heads=6, kv_heads=6, key_dim=16, value_dim=16),
+    Shape(heads=4, kv_heads=2, key_dim=40, value_dim=24),
+    Shape(heads=7, kv_heads=1, key_dim=128, value_dim=128),
 ]
 
 
