@@ -71,7 +71,9 @@ class Room:
         """The logarithm of the sum of the exponentials, [rows, 1]; not finite where a score is not a number."""
         peak = scores.amax(dim=1, keepdim=True)
         weights = torch.sub(scores, peak, out=self.ordered[: len(scores)]).exp_()
-        return weights.sum(dim=1, keepdim=True).log_().add_(peak)
+        # Several threads would add up one row alone, in another order than that of each of two rows.
+        several = weights.expand(2, -1) if len(weights) == 1 else weights
+        return several.sum(dim=1, keepdim=True)[: len(weights)].log_().add_(peak)
 
     def hide_below(self, scores: torch.Tensor, floor: torch.Tensor) -> None:
         scores.masked_fill_(torch.lt(scores, floor, out=self._mask[: len(scores)]), _HIDDEN)

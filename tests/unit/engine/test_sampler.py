@@ -90,6 +90,22 @@ def sample(logits: torch.Tensor, rows: list[SampleRow]) -> tuple[list[int | None
     return Sampler(logits.shape[1], torch.device("cpu")).sample(rows, lambda part, out: out.copy_(logits[part]))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_row_has_the_bits_in_company_that_it_has_alone(threads: int) -> None:
+    """In a vocabulary so large that several threads add up a single row."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    logits = random_logits(len(OPTIONS), vocab=50_001)
+    rows = [row(sampling) for sampling in OPTIONS.values()]
+
+    tokens, logprobs = sample(logits, rows)
+
+    alone = [sample(logits[i : i + 1], [each]) for i, each in enumerate(rows)]
+    torch.set_num_threads(before)
+    assert tokens == [token for (token,), _ in alone]
+    assert logprobs == [logprob for _, (logprob,) in alone]
+
+
 def test_greedy_rows_beside_drawn_ones_take_the_argmax() -> None:
     logits = random_logits(4)
     rows = [row(OPTIONS[name]) for name in ("greedy", "hot", "greedy with repetition", "top_p")]
