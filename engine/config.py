@@ -26,6 +26,8 @@ class EngineConfig:
     fused_norms: bool = True  # RMS norms by the C kernel on CPU where a compiler exists
     native_attention: bool = True  # the C kernel on CPU where a compiler exists
     threads: int | None = None  # torch threads; None leaves torch's choice
+    strict: bool = False  # a row's bits depend on nothing but the row; what cannot keep to that is refused at load
+    grid: int = 1  # prompts are cut at its multiples only; the model's states set it in strict mode
 
     def __post_init__(self) -> None:
         if self.block_size < 1:
@@ -34,5 +36,7 @@ class EngineConfig:
             raise ConfigError(f"max_batch_tokens is {self.max_batch_tokens}; it must be at least 1")
         if self.max_sequences < 1:
             raise ConfigError(f"max_sequences is {self.max_sequences}; it must be at least 1")
+        if self.strict and not self.packed_weights:
+            raise ConfigError("strict is on and packed_weights off; products of unpacked weights depend on the batch")
         if self.dtype not in ("float32", "bfloat16", "float16", "auto"):
             raise ConfigError(f"dtype is {self.dtype!r}; use float32, bfloat16, float16 or auto")

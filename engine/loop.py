@@ -13,6 +13,7 @@ from engine.cache.manager import KVCache
 from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineDead, RequestRefused
 from engine.feed import Feed
+from engine.grid import Grid
 from engine.request import Completion, Request
 from engine.scheduler import Finished, Scheduler
 from engine.stats import BlockUse, EngineTotals
@@ -66,6 +67,7 @@ class Engine:
             max_chunk=config.max_batch_tokens,
             allow_block_sharing=config.allow_block_sharing,
             use_prefix_sharing=config.use_prefix_sharing,
+            grid=Grid(config.grid),
         )
         self._scheduler = Scheduler(
             cache,

@@ -86,11 +86,11 @@ class Scheduler:
         new: list[Sequence] = []
         for sample_index in range(request.sampling.num_samples):
             stop = request.make_stop() if request.make_stop is not None else None
-            blocks = self.cache.new_sequence(request.job)
+            blocks = self.cache.new_sequence(request.job, len(request.prompt))
             new.append(Sequence(self._next_id + sample_index, request, sample_index, blocks, stop, stop_ids))
         self._next_id += len(new)
         self._sequences.update((seq.id, seq) for seq in new)
-        new[0].blocks.follow(plan, request.planned_tokens, request.junctions)
+        new[0].blocks.follow(plan, request, self.cache.grid)
         leaders = new
         if self.cache.shares_blocks:
             leaders, followers = new[:1], new[1:]
@@ -128,7 +128,8 @@ class Scheduler:
 
     def _up_to_stop(self, seq: Sequence, length: int) -> int:
         stop = self.cache.next_stop(seq.blocks)
-        return length if stop is None else min(length, stop - seq.computed)
+        length = length if stop is None else min(length, stop - seq.computed)
+        return self.cache.grid.fit(seq.computed, length, seq.prompt_len)
 
     def _make_room(self, seq: Sequence, length: int) -> bool:
         """Room for the next `length` tokens, taken from what is kept for later, then from younger sequences.
@@ -169,7 +170,9 @@ class Scheduler:
                 heapq.heappop(self._waiting)
                 self._held[seq.id] = hit.computing
                 continue
-            length = min(len(seq.tokens) - hit.length, budget)
+            length = self.cache.grid.fit(hit.length, min(len(seq.tokens) - hit.length, budget), seq.prompt_len)
+            if length == 0:
+                return
             if not self._admission.may_start(seq, hit, self._running.values()) or not self.cache.admit(
                 seq.blocks, seq.tokens, hit, hit.length + length
             ):

@@ -80,5 +80,6 @@ def real_engine(model_dir: Path, settings: Settings) -> ServingEngine:
         allow_block_sharing=settings.block_sharing,
         use_prefix_sharing=settings.prefix_sharing,
         threads=settings.threads,
+        strict=settings.strict,
     )
     return cast(ServingEngine, build_engine(model_dir, config))

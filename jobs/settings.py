@@ -59,6 +59,7 @@ class Settings(BaseSettings):
     threads: int | None = None
     block_sharing: bool = True
     prefix_sharing: bool = True
+    strict: bool = False
 
     @field_validator("home")
     @classmethod

@@ -13,6 +13,7 @@ from engine.cache.linear import LinearManager, SlotPool
 from engine.cache.pool import BlockPool
 from engine.cache.prefix import PrefixNode, PrefixTree
 from engine.cache.sliding import SlidingManager
+from engine.grid import Grid
 
 _ORDER = ("full", "sliding")  # the fixed point ends soonest if the simplest rule cuts first
 _UNIT_WITHOUT_BLOCKS = 16
@@ -29,7 +30,8 @@ def _manager(group: LayerGroup, size: int, tree: PrefixTree, max_chunk: int) -> 
 class Groups:
     """Every group's manager and the tree that they enter their blocks in."""
 
-    def __init__(self, groups: Sequence[LayerGroup], sizes: Sequence[int], max_chunk: int) -> None:
+    def __init__(self, groups: Sequence[LayerGroup], sizes: Sequence[int], max_chunk: int, grid: Grid) -> None:
+        self._grid = grid
         block_sizes = [group.block_size for group in groups if group.has_blocks]
         self.tree = PrefixTree(gcd(*block_sizes) or _UNIT_WITHOUT_BLOCKS, len(groups))
         self.managers: tuple[GroupManager, ...] = tuple(
@@ -41,13 +43,13 @@ class Groups:
         self.num_slots = min((each.pool.capacity for each in self.managers if not each.group.has_blocks), default=inf)
 
     def common(self, path: Sequence[PrefixNode], limit: int) -> int:
-        """The longest prefix of at most `limit` tokens from which every group with blocks can go on.
+        """The longest prefix of at most `limit` tokens on the grid from which every group with blocks can go on.
 
         Fixed point: the answer is valid in each group, so none ever cuts below it.
         """
         before = -1
         while limit != before:
-            before = limit
+            before = limit = self._grid.floor(limit)
             for manager in self.with_blocks:
                 limit = manager.longest_valid(path, limit)
         return limit if self.with_blocks else 0

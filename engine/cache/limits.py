@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from engine.cache.kinds import Groups
 from engine.cache.tables import Checkpoint, Hit, SequenceBlocks
-from engine.request import Limits
+from engine.request import Limits, add_limits
 
 SWITCHED_OFF = "switched off"
+OFF_GRID = "grid"  # strict mode starts at multiples only
 NOT_MADE = "not made"  # whoever should have computed it was refused or cancelled
 
 
@@ -14,9 +15,13 @@ def explain(groups: Groups, hit: Hit, seq: SequenceBlocks, planned: Checkpoint |
     """`planned` stands where the plan lets this prompt start, if anything does."""
     missed = seq.planned - hit.length
     if not is_on:
+        missed += seq.off_grid
         return ((SWITCHED_OFF, missed),) if missed > 0 else ()
     if missed > 0:
-        return (((planned.lost if planned is not None else "") or NOT_MADE, missed),)
+        name = (planned.lost if planned is not None else "") or NOT_MADE
+        return add_limits(((name, missed),), ((OFF_GRID, seq.off_grid),) if seq.off_grid else ())
+    if seq.off_grid + missed > 0:
+        return ((OFF_GRID, seq.off_grid + missed),)
     return () if seq.planned else _limit_of_groups(groups, hit)  # a plan that came true was limited by nothing
 
 

@@ -11,6 +11,7 @@ from engine.cache.kinds import Groups
 from engine.cache.limits import explain
 from engine.cache.prefix import PrefixNode
 from engine.cache.tables import Checkpoint, Hit, Rank, SequenceBlocks
+from engine.grid import ANYWHERE, Grid
 from engine.stats import BlockUse
 from engine.step import NULL_BLOCK, BlockCopy
 
@@ -30,16 +31,18 @@ class KVCache:
         max_chunk: int,
         allow_block_sharing: bool = True,
         use_prefix_sharing: bool = True,
+        grid: Grid = ANYWHERE,
     ) -> None:
-        self._groups = Groups(groups, num_blocks, max_chunk)
+        self._groups = Groups(groups, num_blocks, max_chunk, grid)
         self._tree = self._groups.tree
         self._checkpoints = Checkpoints(self._groups)
         self.managers: tuple[GroupManager, ...] = self._groups.managers
+        self.grid = grid
         self.shares_blocks = allow_block_sharing
         self.shares_prefixes = allow_block_sharing and use_prefix_sharing
 
-    def new_sequence(self, job: str) -> SequenceBlocks:
-        return SequenceBlocks(job, len(self.managers))
+    def new_sequence(self, job: str, prompt_len: int = 0) -> SequenceBlocks:
+        return SequenceBlocks(job, len(self.managers), self.grid.shareable(prompt_len))
 
     def could_fit(self, num_tokens: int) -> bool:
         """Whether a sequence of this length could run alone in the empty cache."""
@@ -220,16 +223,16 @@ class KVCache:
 
     def commit(self, seq: SequenceBlocks, tokens: Sequence[int], computed: int) -> None:
         """Register what the step has completed, and keep what was asked for. Until now nobody could take it."""
-        unit = self._tree.unit
-        if self.shares_blocks and self._groups.with_blocks and computed >= (seq.num_registered + 1) * unit:
-            self._extend_path(seq, tokens, computed)
-            for index in range(seq.num_registered, computed // unit):
+        unit, end = self._tree.unit, int(min(computed, seq.shareable))
+        if self.shares_blocks and self._groups.with_blocks and end >= (seq.num_registered + 1) * unit:
+            self._extend_path(seq, tokens, end)
+            for index in range(seq.num_registered, end // unit):
                 node = seq.path[index]
                 for manager, table in zip(self.managers, seq.tables, strict=True):
                     manager.register(table, index, node, seq.job)
                 if node.owner is seq:
                     node.owner = None
-            seq.num_registered = computed // unit
+            seq.num_registered = end // unit
         if seq.stops:
             self._checkpoints.complete(seq, computed)
 
@@ -241,7 +244,7 @@ class KVCache:
 
     def suspend(self, seq: SequenceBlocks, computed: int) -> None:
         """Give the blocks back, but keep what no other sequence could let this one go on from."""
-        if self.shares_prefixes:
+        if self.shares_prefixes and computed <= seq.shareable:
             self._checkpoints.suspend(seq, computed)
         self.release(seq)
 

@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import IntEnum
+from math import inf
 
 from engine.cache.base import GroupTable
 from engine.cache.prefix import PrefixNode
-from engine.request import GroupCounters, Junction, Limits
+from engine.grid import Grid
+from engine.request import GroupCounters, Junction, Limits, Request
 
 
 class Rank(IntEnum):
@@ -65,17 +67,20 @@ class SequenceBlocks:
         "kept",
         "limits",
         "num_registered",
+        "off_grid",
         "path",
         "plan",
         "planned",
         "room",
+        "shareable",
         "stops",
         "tables",
         "views",
     )
 
-    def __init__(self, job: str, num_groups: int) -> None:
+    def __init__(self, job: str, num_groups: int, shareable: float = inf) -> None:
         self.job = job
+        self.shareable = shareable  # its first tokens, whose blocks may serve others
         self.tables = tuple(GroupTable() for _ in range(num_groups))
         self.views = tuple(table.blocks for table in self.tables)  # what the runner reads
         self.room = 0  # tokens that the tables can hold in every group
@@ -86,11 +91,18 @@ class SequenceBlocks:
         self.has_started = False
         self.plan: Hashable = None  # whose users this sequence counts among until it has started
         self.planned = 0
+        self.off_grid = 0  # tokens by which the plan goes beyond it
         self.junctions: tuple[Junction, ...] = ()
         self.limits: Limits = ()
 
-    def follow(self, plan: Hashable, planned: int, junctions: tuple[Junction, ...]) -> None:
-        self.plan, self.planned, self.junctions = plan, planned, junctions
+    def follow(self, plan: Hashable, request: Request, grid: Grid) -> None:
+        """What is planned off the grid takes place before it."""
+        self.plan, self.planned, self.junctions = (
+            plan,
+            grid.floor(request.planned_tokens),
+            grid.junctions(request.junctions),
+        )
+        self.off_grid = request.planned_tokens - self.planned
 
     def uses(self, checkpoint: Checkpoint) -> bool:
         """Whether this sequence is one of the checkpoint's users."""

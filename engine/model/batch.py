@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.attention.base import GroupSpans, Int32Array, Int64Array
 from engine.cache.groups import LayerGroup
+from engine.grid import Grid
 from engine.step import NULL_BLOCK, Chunk
 
 
@@ -32,15 +33,31 @@ class SlotBatch:
     columns: Int64Array  # [S * length] of the packed row
 
 
+def slot_cells(chunks: Sequence[Chunk], group: LayerGroup, grid: Grid) -> tuple[SlotBatch, ...]:
+    """One step as the linear group sees it in strict mode: each cell of the grid alone, in order."""
+    cells: list[SlotBatch] = []
+    offset = 0
+    for chunk in chunks:
+        slots = np.array([_slot(chunk, group)], dtype=np.int64)
+        for start, length in grid.cells(chunk.start, chunk.start + chunk.length, chunk.prompt_len):
+            cells.append(SlotBatch(length, start == 0, slots, np.arange(offset, offset + length)))
+            offset += length
+    return tuple(cells)
+
+
+def _slot(chunk: Chunk, group: LayerGroup) -> int:
+    (slot,) = chunk.tables[group.index]
+    assert slot != NULL_BLOCK, f"sequence {chunk.sequence_id} has no state slot"
+    return slot
+
+
 def slot_batches(chunks: Sequence[Chunk], group: LayerGroup) -> tuple[SlotBatch, ...]:
     """One step as the linear group sees it. All decodes are one batch."""
     members: dict[tuple[int, bool], list[tuple[int, Int64Array]]] = {}
     offset = 0
     for chunk in chunks:
-        (slot,) = chunk.tables[group.index]
-        assert slot != NULL_BLOCK, f"sequence {chunk.sequence_id} has no state slot"
         columns = np.arange(offset, offset + chunk.length)
-        members.setdefault((chunk.length, chunk.start == 0), []).append((slot, columns))
+        members.setdefault((chunk.length, chunk.start == 0), []).append((_slot(chunk, group), columns))
         offset += chunk.length
     return tuple(
         SlotBatch(

@@ -164,7 +164,8 @@ def attention_function(
         softcap=softcap or None,
         sinks=s_aux if s_aux is not None else sinks,
     )
-    out = seat.handler.attend(seat.take_layer(module), query[0], key[0], value[0], traits, sliding_window)
+    with torch._C.DisableTorchFunction():  # what happens there is ours, whatever mode the model runs in
+        out = seat.handler.attend(seat.take_layer(module), query[0], key[0], value[0], traits, sliding_window)
     return out.unsqueeze(0), None
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import Any
 
 from transformers.cache_utils import get_layer_types_and_kwargs
 
 from engine.cache.groups import LayerGroup
-from engine.errors import ModelRefused
+from engine.config import EngineConfig
+from engine.errors import ConfigError, ModelRefused
+from engine.grid import Grid
+
+_TYPICAL_SCAN = 64  # tokens; of the delta rule, which has it in no configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,19 @@ def _producer(index: int, types: Sequence[str], sharing: Sequence[str | None]) -
     if not stores:
         raise ModelRefused(f"layer {index} shares the keys and values of another layer, but no layer stores them")
     return stores[-1]
+
+
+def find_grid(config: Any, options: EngineConfig) -> Grid:
+    """The grid of a model with states in strict mode: whole blocks, and whole chunks of its scan, so that no cell is
+    padded. Any other would do as well for the bits. Raises ConfigError for a step that has no room for a cell."""
+    scan = getattr(config, "mamba_chunk_size", None) or getattr(config, "chunk_size", None) or _TYPICAL_SCAN
+    step = lcm(options.block_size, int(scan))
+    if options.max_batch_tokens < step:
+        raise ConfigError(
+            f"max_batch_tokens is {options.max_batch_tokens}; strict mode cuts prompts of this model at multiples of "
+            f"{step} tokens, so it must be at least that"
+        )
+    return Grid(step)
 
 
 def layer_groups(

@@ -15,15 +15,18 @@ from transformers.utils import logging
 from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelRefused
+from engine.grid import ANYWHERE, Grid
 from engine.model import probe
 from engine.model.hooks import AttentionSeat, Entrance, connect
-from engine.model.layers import DeclaredLayer, ObservedLayer, declared_layers, layer_groups
+from engine.model.layers import DeclaredLayer, ObservedLayer, declared_layers, find_grid, layer_groups
 from engine.model.memory import cache_sizes
-from engine.model.mixers import connect_mixers, mixer_layers
-from engine.model.norms import fuse_norms
-from engine.model.packed import can_pack, pack_linears
+from engine.model.mixers import connect_mixers, find_mixers, mixer_layers
+from engine.model.norms import FusedNorm, fuse_norms
+from engine.model.packed import LinearMaker, PackedLinear, can_pack, pack_linears, plain_linear
 from engine.model.project import HeadTap, ProjectedTiles, cut_head, recognise
+from engine.model.rowwise import hold_row_by_row
 from engine.model.states import StateShapes, slot_bytes
+from engine.model.steady import SteadyLinears
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,7 @@ class LoadedModel:
     vocab_size: int
     num_blocks: int
     num_slots: int
+    grid: Grid
     dtype: torch.dtype
     device: torch.device
 
@@ -55,6 +59,7 @@ class LoadedModel:
             num_blocks=self.num_blocks,
             num_state_slots=self.num_slots or None,
             max_model_len=self.max_model_len,
+            grid=self.grid.step,
         )
 
     @property
@@ -72,6 +77,8 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
 
     Raises ModelRefused with the layer or feature that cannot be served, ConfigError for an option that does not fit.
     """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)  # before anything is tried out
     device = torch.device(config.device)
     model = _read(source, config.dtype, device)
     text_config = model.config.get_text_config()
@@ -80,8 +87,11 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
         model.set_experts_implementation("eager")
 
     packable = can_pack(model)
-    hooked = _hook(model, config.packed_weights and packable, config.fused_norms and packable)
+    if config.strict and not packable:
+        raise ModelRefused(f"strict mode: only float32 on a CPU with oneDNN is known, not {model.dtype} on {device}")
+    hooked = _hook(model, _linear_maker(config, packable), config.fused_norms and packable, config.strict)
     groups = layer_groups(hooked.declared, hooked.observed, config.block_size)
+    grid = find_grid(text_config, config) if config.strict and hooked.states else ANYWHERE
     dtype = model.dtype
     sizes = cache_sizes(groups, slot_bytes(hooked.states), dtype.itemsize, device, config)
     return LoadedModel(
@@ -100,6 +110,7 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
         vocab_size=hooked.vocab_size,
         num_blocks=sizes.num_blocks,
         num_slots=sizes.num_slots,
+        grid=grid,
         dtype=dtype,
         device=device,
     )
@@ -119,7 +130,13 @@ class _Hooked:
     vocab_size: int
 
 
-def _hook(model: Any, pack: bool, fuse: bool) -> _Hooked:
+def _linear_maker(config: EngineConfig, packable: bool) -> LinearMaker:
+    if config.strict:
+        return SteadyLinears(config.max_batch_tokens)
+    return PackedLinear if config.packed_weights and packable else plain_linear
+
+
+def _hook(model: Any, make_linear: LinearMaker, fuse: bool, strict: bool) -> _Hooked:
     """Route attention and states to a seat and replace what is to be packed; the logits must stay the model's own."""
     device, text_config = model.device, model.config.get_text_config()
     declared = declared_layers(text_config)
@@ -134,16 +151,24 @@ def _hook(model: Any, pack: bool, fuse: bool) -> _Hooked:
     seat = AttentionSeat(handler, states)
     connect(model, seat)
     connect_mixers(model, seat)
-    tap, head = _take_head(model, ids, seat, expected, pack)
+    tap, head = _take_head(model, ids, seat, expected, make_linear)
     probe.check_every_layer(declared, handler.observed, states.observed)
-    if pack:
-        pack_linears(model)
+    if make_linear is not plain_linear:
+        pack_linears(model, make_linear)
     if fuse:
         fuse_norms(model)
     observed = dict(handler.observed)
-    handler.observed.clear()
     seat.states = probe.cut_states(states.observed, device)
-    logits = probe.hooked_logits(model, ids, seat)
+
+    def logits_of_cuts() -> torch.Tensor:
+        handler.observed.clear()
+        return probe.hooked_logits(model, ids, seat)
+
+    if strict:
+        own = [module for module in model.modules() if isinstance(module, (PackedLinear, FusedNorm))]
+        mixers = [module for module, _ in find_mixers(model)]
+        hold_row_by_row(model, logits_of_cuts, [*own, *mixers], make_linear)
+    logits = logits_of_cuts()
     if tap is not None and head is not None:
         logits = torch.cat([tile for _, tile in head(tap.take())], dim=1)
     changes = "packed weights, fused norms, a tiled output layer and states carried over cuts"
@@ -180,7 +205,7 @@ def _read(source: str | Path, dtype: str, device: torch.device) -> Any:
 
 
 def _take_head(
-    model: Any, ids: torch.Tensor, seat: AttentionSeat, expected: torch.Tensor, pack: bool
+    model: Any, ids: torch.Tensor, seat: AttentionSeat, expected: torch.Tensor, make_linear: LinearMaker
 ) -> tuple[HeadTap | None, ProjectedTiles | None]:
     """Put a tap where the output layer was, if there is one, and tiles in its place, if what follows it is known."""
     linear = model.get_output_embeddings()
@@ -198,7 +223,7 @@ def _take_head(
         return tap, None
     tap.passes_through = False
     tap.linear = nn.Identity()
-    return tap, cut_head(linear, pack, after)
+    return tap, cut_head(linear, make_linear, after)
 
 
 def _eos_token_ids(model: Any) -> frozenset[int]:

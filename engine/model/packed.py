@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
+LinearMaker = Callable[[torch.Tensor, torch.Tensor | None], Linear]
+"""From a weight and a bias."""
 
 _TYPICAL_ROWS = 32  # a hint to oneDNN; the result does not depend on it
 
@@ -48,7 +50,7 @@ def source_text(kind: type[nn.Module]) -> str:
         return ""
 
 
-def pack_linears(model: nn.Module) -> int:
+def pack_linears(model: nn.Module, make: LinearMaker = PackedLinear) -> int:
     """Replace the plain `nn.Linear` layers below `model`; returns how many. Their first weights are let go."""
     texts = {kind: source_text(kind) for kind in {type(module) for module in model.modules()}}
     count = 0
@@ -56,6 +58,6 @@ def pack_linears(model: nn.Module) -> int:
         for name, child in list(parent.named_children()):
             # A subclass may compute something else; and what reads the weights itself needs them as they are.
             if type(child) is nn.Linear and f"self.{name}.weight" not in texts[type(parent)]:
-                setattr(parent, name, PackedLinear(child.weight, child.bias))
+                setattr(parent, name, make(child.weight, child.bias))
                 count += 1
     return count

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from engine.model.packed import Linear, PackedLinear, plain_linear
+from engine.model.packed import Linear, LinearMaker
 
 TILE_COLUMNS = 16_384
 
@@ -92,14 +92,14 @@ class ProjectedTiles:
             yield index * self._width, self._after.apply_(tile(hidden).float())
 
 
-def cut_head(linear: nn.Linear, packed: bool, after: AfterProjection) -> ProjectedTiles:
+def cut_head(linear: nn.Linear, make: LinearMaker, after: AfterProjection) -> ProjectedTiles:
     """Cut the output layer into tiles of columns; packing copies the weights, plain tiles are views of them."""
     vocab = linear.out_features
     tiles: list[Linear] = []
     for begin in range(0, vocab, TILE_COLUMNS):
         weight = linear.weight.detach()[begin : begin + TILE_COLUMNS]
         bias = None if linear.bias is None else linear.bias.detach()[begin : begin + TILE_COLUMNS]
-        tiles.append(PackedLinear(weight, bias) if packed else plain_linear(weight, bias))
+        tiles.append(make(weight, bias))
     return ProjectedTiles(tiles, TILE_COLUMNS, after)
 
 

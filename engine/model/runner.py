@@ -13,7 +13,8 @@ from engine.attention.choose import choose_backend
 from engine.attention.pick import Best
 from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
-from engine.model.batch import PackedStep, SlotBatch, pack, slot_batches
+from engine.grid import Grid
+from engine.model.batch import PackedStep, SlotBatch, pack, slot_batches, slot_cells
 from engine.model.copies import copy_batches
 from engine.model.hooks import NotingCache
 from engine.model.load import LoadedModel
@@ -60,15 +61,19 @@ class PagedLayers:
 class SlottedLayers:
     """Handles the state layers of one step: cuts the row into batches and lends each the states of its slots."""
 
-    def __init__(self, loaded: LoadedModel, group: LayerGroup) -> None:
+    def __init__(self, loaded: LoadedModel, group: LayerGroup, grid: Grid | None) -> None:
         self._group = group
+        self._grid = grid  # None: what has the same length runs together
         self._device = loaded.device
         self.memory = StateMemory(loaded.states, loaded.num_slots, loaded.device)
         self.states = SlotStates(self.memory)
 
     def begin(self, chunks: Sequence[Chunk]) -> None:
-        batches = slot_batches(chunks, self._group)
-        alone = len(batches) == 1  # then the row is the batch
+        if self._grid is not None:
+            batches, alone = slot_cells(chunks, self._group, self._grid), False
+        else:
+            batches = slot_batches(chunks, self._group)
+            alone = len(batches) == 1  # then the row is the batch
         self.states.begin([self._part(batch, alone) for batch in batches])
 
     def _part(self, batch: SlotBatch, alone: bool) -> RowPart:
@@ -89,20 +94,20 @@ class ModelRunner:
     """Owns the model and its memory; one caller, one step at a time."""
 
     def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
         self._loaded = loaded
         self._device = loaded.device
         self._groups = loaded.paged_groups
         self._memory = KVMemory(self._groups, loaded.num_blocks, loaded.dtype, loaded.device)
         self.backend = choose_backend(
-            self._groups, loaded.num_heads, loaded.dtype, loaded.device, config.native_attention
+            self._groups, loaded.num_heads, loaded.dtype, loaded.device, config.native_attention, config.strict
         )
         self._layers = PagedLayers(loaded, self._memory, self.backend)
         self._cache = NotingCache(loaded.seat)
         self._sampler = Sampler(loaded.vocab_size, loaded.device)
         linear = loaded.linear_group
-        self._slotted = None if linear is None else SlottedLayers(loaded, linear)
+        self._slotted = (
+            None if linear is None else SlottedLayers(loaded, linear, Grid(config.grid) if config.strict else None)
+        )
         loaded.seat.handler = self._layers
         loaded.seat.states = None if self._slotted is None else self._slotted.states
 

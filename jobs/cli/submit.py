@@ -72,9 +72,8 @@ def submit(
     no_block_sharing: Annotated[
         bool, flag("--no-block-sharing", help="No block serves two sequences.", panel=ENGINE)
     ] = False,
-    no_prefix_sharing: Annotated[
-        bool, flag("--no-prefix-sharing", help="No prefill is skipped.", panel=ENGINE)
-    ] = False,
+    no_prefix_sharing: Annotated[bool, flag("--no-prefix-sharing", help="Skip no prefill.", panel=ENGINE)] = False,
+    strict: Annotated[bool, flag("--strict", help="A row's bits depend on that row alone.", panel=ENGINE)] = False,
     name: Annotated[str | None, flag(help="A name for lists.", panel=CONTROL)] = None,
     tag: Annotated[list[str] | None, flag(help="KEY=VALUE, kept with the job; may be repeated.", panel=CONTROL)] = None,
     resume: Annotated[
@@ -118,6 +117,7 @@ def submit(
         "max_batch_tokens": max_batch_tokens,
         "block_sharing": False if no_block_sharing else None,
         "prefix_sharing": False if no_prefix_sharing else None,
+        "strict": True if strict else None,
     }
     try:
         options = SubmitOptions(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from engine.cache.groups import LayerGroup
 from engine.cache.manager import KVCache
 from engine.cache.tables import Rank
+from engine.grid import ANYWHERE, Grid
 from engine.request import Completion, Counters, Request, SamplingParams, StopCheck
 from engine.scheduler import Scheduler
 from tests.unit.engine.fake_runner import FakeRunner
@@ -60,6 +61,7 @@ class Harness:
         eos: frozenset[int] = frozenset(),
         allow_block_sharing: bool = True,
         use_prefix_sharing: bool = True,
+        grid: Grid = ANYWHERE,
     ) -> None:
         self.cache = KVCache(
             groups,
@@ -67,6 +69,7 @@ class Harness:
             max_chunk=max_batch_tokens,
             allow_block_sharing=allow_block_sharing,
             use_prefix_sharing=use_prefix_sharing,
+            grid=grid,
         )
         self.scheduler = Scheduler(
             self.cache,
@@ -85,6 +88,8 @@ class Harness:
         if step is None:
             return []
         assert 0 < step.num_tokens <= self.max_batch_tokens
+        for chunk in step.chunks:
+            list(self.cache.grid.cells(chunk.start, chunk.start + chunk.length, chunk.prompt_len))  # none is cut
         finished = self.scheduler.update(step, self.runner.run(step), 1.0)
         self.scheduler.check_integrity()
         completions = [item.completion for item in finished]

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.cache.groups import LayerGroup
+from engine.grid import ANYWHERE, Grid
 from engine.request import Completion, GroupCounters, Request
 from tests.unit.engine.fake_runner import reference
 from tests.unit.engine.harness import Harness, group, request, total
@@ -46,6 +47,7 @@ def streams(draw: st.DrawFn) -> tuple[Harness, list[list[Request]]]:
         allow_block_sharing=draw(st.sampled_from([True, True, False])),
         use_prefix_sharing=draw(st.sampled_from([True, True, False])),
         eos=EOS,
+        grid=draw(st.sampled_from([ANYWHERE, Grid(8)] if max_batch_tokens >= 8 else [ANYWHERE])),
     )
     # Expecting too little output is what leads to preemptions.
     harness.scheduler._admission._output_ratio = draw(st.sampled_from([0.0, 0.0, 1.0]))

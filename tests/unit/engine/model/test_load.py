@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -229,3 +230,36 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelRefused, match="safetensors"):
         load_model(source, CONFIG)
+
+
+HALF = EngineConfig(num_blocks=8, strict=True, dtype="bfloat16")
+
+
+def test_strict_mode_refuses_what_it_cannot_keep_to(tmp_path: Path) -> None:
+    source = saved(transformers.LlamaConfig(**SMALL), tmp_path)
+
+    with pytest.raises(ConfigError, match="strict is on and packed_weights off"):
+        EngineConfig(strict=True, packed_weights=False)
+    with pytest.raises(ModelRefused, match=r"only float32 on a CPU with oneDNN is known, not torch\.bfloat16 on cpu"):
+        load_model(source, HALF)
+    config = EngineConfig(num_blocks=8, strict=True, native_attention=False)
+    loaded = load_model(source, config)
+    with pytest.raises(ModelRefused, match="needs the C kernel for attention: it is switched off"):
+        ModelRunner(loaded, loaded.resolve(config))
+
+
+@pytest.mark.parametrize(("chunk", "block", "step"), [(8, 4, 8), (8, 6, 24), (32, 16, 32)])
+def test_strict_mode_cuts_prompts_at_whole_blocks_and_chunks_of_a_scan(
+    chunk: int, block: int, step: int, tmp_path: Path
+) -> None:
+    mamba = transformers.Mamba2Config(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, head_dim=8, num_heads=8, n_groups=1, chunk_size=chunk
+    )
+    source, config = saved(mamba, tmp_path), EngineConfig(block_size=block, num_state_slots=4, max_model_len=64)
+
+    strict = load_model(source, replace(config, strict=True))
+
+    assert strict.resolve(config).grid == step
+    assert load_model(source, config).resolve(config).grid == 1
+    with pytest.raises(ConfigError, match=f"max_batch_tokens is {step - 1}; strict mode cuts .* of {step} tokens"):
+        load_model(source, replace(config, strict=True, max_batch_tokens=step - 1))

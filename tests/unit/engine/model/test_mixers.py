@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from torch import nn
 
 from engine.cache.groups import LayerGroup
 from engine.errors import ModelRefused
-from engine.model.batch import slot_batches
+from engine.grid import Grid
+from engine.model.batch import slot_batches, slot_cells
 from engine.model.hooks import AttentionSeat, NotingCache
 from engine.model.mixers import CutMixer, MixerTraits, connect_mixers, mixer_layers
 from engine.model.states import RowPart, SlotStates, StateKey, StateMemory, StateShape
@@ -137,6 +139,21 @@ def test_decodes_are_one_batch_apart_from_sequences_that_start_with_one_token() 
         (1, True, [1], [2]),
         (5, True, [3], [3, 4, 5, 6, 7]),
         (5, False, [5], [8, 9, 10, 11, 12]),
+    ]
+
+
+def test_in_strict_mode_every_cell_of_a_sequence_runs_alone_and_in_order() -> None:
+    chunks = [chunk(4, 7, 1), replace(chunk(2, 8, 18), prompt_len=24), replace(chunk(1, 0, 3), prompt_len=3)]
+
+    cells = slot_cells(chunks, LayerGroup.of_states(0, (3,)), Grid(8))
+
+    assert [(c.length, c.fresh, c.slots.tolist(), c.columns.tolist()) for c in cells] == [
+        (1, False, [4], [0]),
+        (8, False, [2], list(range(1, 9))),
+        (8, False, [2], list(range(9, 17))),
+        (1, False, [2], [17]),
+        (1, False, [2], [18]),
+        (3, True, [1], [19, 20, 21]),
     ]
 
 

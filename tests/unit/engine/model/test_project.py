@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from engine.model.packed import LinearMaker, PackedLinear, plain_linear
 from engine.model.project import TILE_COLUMNS, AfterProjection, cut_head, fill_logits, given_tiles, recognise
+from engine.model.steady import SteadyLinear
 
 
 @pytest.mark.parametrize(
@@ -25,15 +27,15 @@ def test_anything_else_is_not_recognised() -> None:
     assert recognise(raw, raw[:, :50], softcap=None) is None
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("make", [plain_linear, PackedLinear, SteadyLinear])
 @pytest.mark.parametrize("bias", [False, True])
-def test_tiles_make_up_the_whole_row(packed: bool, bias: bool) -> None:
+def test_tiles_make_up_the_whole_row(make: LinearMaker, bias: bool) -> None:
     torch.manual_seed(2)
     linear = nn.Linear(8, TILE_COLUMNS + 100, bias=bias).requires_grad_(False)
     rows = torch.randn(3, 8)
     out = torch.empty(3, TILE_COLUMNS + 100)
 
-    fill_logits(cut_head(linear, packed, AfterProjection("scale", 2.0)), rows, out)
+    fill_logits(cut_head(linear, make, AfterProjection("scale", 2.0)), rows, out)
 
     torch.testing.assert_close(out, linear(rows) * 2)
 

@@ -97,6 +97,7 @@ def test_stop_strings_add_up(seen: dict[str, Any]) -> None:
         (["--max-batch-tokens", "256"], "max_batch_tokens", 256),
         (["--no-block-sharing"], "block_sharing", False),
         (["--no-prefix-sharing"], "prefix_sharing", False),
+        (["--strict"], "strict", True),
     ],
 )
 def test_an_engine_flag_sets_its_setting(seen: dict[str, Any], flags: list[str], setting: str, value: object) -> None:
