@@ -90,7 +90,7 @@ class Scheduler:
             new.append(Sequence(self._next_id + sample_index, request, sample_index, blocks, stop, stop_ids))
         self._next_id += len(new)
         self._sequences.update((seq.id, seq) for seq in new)
-        new[0].blocks.follow(plan, request, self.cache.grid)
+        new[0].blocks.follow(plan, request.planned_tokens, request.junctions, self.cache.grid)
         leaders = new
         if self.cache.shares_blocks:
             leaders, followers = new[:1], new[1:]

@@ -53,9 +53,6 @@ class KVCache:
         slots = self._groups.num_slots
         return slots - slots // 5 if self.shares_blocks else slots
 
-    def num_free(self) -> tuple[int, ...]:
-        return tuple(manager.pool.num_free for manager in self.managers)
-
     def take_copies(self) -> tuple[BlockCopy, ...]:
         """What must be copied before the next forward pass, in this order."""
         return self._checkpoints.take_copies()

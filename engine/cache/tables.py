@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import inf
@@ -11,7 +11,7 @@ from math import inf
 from engine.cache.base import GroupTable
 from engine.cache.prefix import PrefixNode
 from engine.grid import Grid
-from engine.request import GroupCounters, Junction, Limits, Request
+from engine.request import GroupCounters, Junction, Limits
 
 
 class Rank(IntEnum):
@@ -95,14 +95,10 @@ class SequenceBlocks:
         self.junctions: tuple[Junction, ...] = ()
         self.limits: Limits = ()
 
-    def follow(self, plan: Hashable, request: Request, grid: Grid) -> None:
+    def follow(self, plan: Hashable, planned: int, junctions: Sequence[Junction], grid: Grid) -> None:
         """What is planned off the grid takes place before it."""
-        self.plan, self.planned, self.junctions = (
-            plan,
-            grid.floor(request.planned_tokens),
-            grid.junctions(request.junctions),
-        )
-        self.off_grid = request.planned_tokens - self.planned
+        self.plan, self.planned, self.junctions = plan, grid.floor(planned), grid.junctions(junctions)
+        self.off_grid = planned - self.planned
 
     def uses(self, checkpoint: Checkpoint) -> bool:
         """Whether this sequence is one of the checkpoint's users."""

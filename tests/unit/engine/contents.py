@@ -29,6 +29,11 @@ def tokens_of(checkpoint: Checkpoint) -> tuple[int, ...]:
     return tuple(token for part in reversed(parts) for token in part)
 
 
+def num_free(cache: KVCache) -> tuple[int, ...]:
+    """Blocks or slots that nothing holds, per group."""
+    return tuple(manager.pool.num_free for manager in cache.managers)
+
+
 def ready(cache: KVCache) -> list[Checkpoint]:
     return list(cache._checkpoints._ready)
 

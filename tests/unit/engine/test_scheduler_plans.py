@@ -20,7 +20,7 @@ from tests.unit.engine.world import planned
 def start(cache: KVCache, tokens: list[int], planned: int = 0, *junctions: Junction) -> SequenceBlocks:
     """Run all tokens, in chunks that end where a state is to be kept."""
     seq = cache.new_sequence("job")
-    seq.follow("plan", planned, junctions)
+    seq.follow("plan", planned, junctions, cache.grid)
     hit = cache.find(tokens, seq)
     assert cache.admit(seq, tokens, hit, len(tokens))
     stop = cache.next_stop(seq)

@@ -14,7 +14,7 @@ from tests.unit.engine.harness import LINEAR
 def run(cache: KVCache, tokens: list[int], *junctions: Junction) -> SequenceBlocks:
     """Admit the tokens and run them, with a stop at each place that is kept; then give everything back."""
     seq = cache.new_sequence("job")
-    seq.follow("plan", 0, junctions)
+    seq.follow("plan", 0, junctions, cache.grid)
     hit = cache.find(tokens, seq)
     assert cache.admit(seq, tokens, hit, len(tokens))
     while (stop := cache.next_stop(seq)) is not None:

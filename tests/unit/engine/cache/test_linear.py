@@ -12,6 +12,7 @@ from engine.cache.manager import KVCache
 from engine.errors import ConfigError
 from engine.request import GroupCounters
 from engine.step import NULL_BLOCK
+from tests.unit.engine.contents import num_free
 from tests.unit.engine.fake_runner import reference
 from tests.unit.engine.harness import LINEAR, STATES, Harness, group, prefix_rows, request, total
 
@@ -95,10 +96,10 @@ def test_equal_blocks_are_merged_and_states_are_not() -> None:
 def test_admission_without_a_free_slot_changes_nothing() -> None:
     cache = KVCache(LINEAR, [40, 2], max_chunk=64)
     assert cache.admit(cache.new_sequence("job"), [1, 2], cache.find([1, 2]), 2)
-    before = cache.num_free()
+    before = num_free(cache)
 
     assert not cache.admit(cache.new_sequence("job"), [3, 4], cache.find([3, 4]), 2)
-    assert cache.num_free() == before
+    assert num_free(cache) == before
     cache.check_integrity()
 
 

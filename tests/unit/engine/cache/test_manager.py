@@ -4,6 +4,7 @@ import pytest
 
 from engine.cache.manager import KVCache, SequenceBlocks
 from engine.step import NULL_BLOCK
+from tests.unit.engine.contents import num_free
 from tests.unit.engine.harness import FULL, HYBRID, group
 
 
@@ -54,13 +55,13 @@ def test_a_prefix_being_computed_is_named_until_it_is_there_or_given_up() -> Non
 
 def test_admission_that_fails_in_one_group_changes_nothing_in_any() -> None:
     cache = cache_of(30, 5)
-    before = cache.num_free()
+    before = num_free(cache)
 
     seq = cache.new_sequence("job")
     tokens = list(range(40))
 
     assert not cache.admit(seq, tokens, cache.find(tokens), 40)
-    assert cache.num_free() == before
+    assert num_free(cache) == before
     assert seq.views == ([], [])
     cache.check_integrity()
 

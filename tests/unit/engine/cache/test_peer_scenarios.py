@@ -13,7 +13,7 @@ from engine.cache.tables import Rank
 from engine.errors import RequestRefused
 from engine.request import Junction
 from engine.step import NULL_BLOCK, BlockCopy
-from tests.unit.engine.contents import ready
+from tests.unit.engine.contents import num_free, ready
 from tests.unit.engine.fake_runner import reference
 from tests.unit.engine.harness import FULL, HYBRID, LINEAR, Harness, group, request
 from tests.unit.engine.planned import planned
@@ -195,14 +195,14 @@ def test_exactly_the_blocks_that_no_later_token_sees_are_dropped(window: int) ->
     cache = KVCache([group(0, window=window)], [30], max_chunk=64)
     tokens = list(range(40))
     seq = compute(cache, tokens)
-    manager, free = cache.managers[0], cache.num_free()[0]
+    manager, free = cache.managers[0], num_free(cache)[0]
 
     for computed in range(41):
         manager.drop_behind(seq.tables[0], computed, "job")
 
         seen = {position // 4 for position in range(max(0, computed - window + 1), 40)}
         assert {place for place, block in enumerate(seq.views[0]) if block != NULL_BLOCK} == seen
-        assert cache.num_free()[0] == free + 10 - len(seen)
+        assert num_free(cache)[0] == free + 10 - len(seen)
     cache.check_integrity()
 
 
@@ -230,5 +230,5 @@ def test_a_fork_shares_whole_blocks_and_copies_the_one_that_is_begun() -> None:
     assert {cache.managers[0].num_references(block) for block in seq.views[0][:4]} == {3}
     for each in (seq, *siblings):
         cache.release(each)
-    assert cache.num_free() == (29, 29)
+    assert num_free(cache) == (29, 29)
     cache.check_integrity()
