@@ -35,9 +35,10 @@ MEASURED = _names("softmax log_softmax sum mean norm cumsum layer_norm exp log t
 """Steady as far as tests/unit/engine/model/test_rowwise.py can see."""
 
 _EACH_ALONE = _names(
-    """add add_ sub sub_ mul mul_ div div_ neg neg_ abs reciprocal clamp clamp_ minimum maximum relu square sqrt rsqrt
-    max min amax argmax topk sort eq ne lt le gt ge greater less where logical_and logical_or logical_not __eq__
-    __invert__ __and__ __or__ bool __bool__ to float type type_as long int one_hot nonzero"""
+    """add add_ sub sub_ mul mul_ multiply div div_ neg neg_ abs reciprocal clamp clamp_ minimum maximum relu
+    square sqrt rsqrt max min amax argmax topk sort eq ne lt le gt ge greater less where
+    logical_and logical_or logical_not __eq__ __invert__ __and__ __or__ bool __bool__ to float type
+    type_as long int one_hot nonzero"""
 )
 _MOVES = _names(
     """__get__ __getitem__ __setitem__ __len__ size dim numel stride item tolist is_floating_point _set_grad_enabled
@@ -65,6 +66,21 @@ def _of_one_tensor(args: tuple[Any, ...], keywords: dict[str, Any]) -> bool:
     )
 
 
+class _Weights:
+    """What a model holds for good, so that a matrix which is part of it can be packed once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._places = frozenset(weight.untyped_storage().data_ptr() for weight in model.parameters())
+
+    def check(self, matrix: torch.Tensor, where: str) -> None:
+        """Raises ModelRefused for a matrix that may be gone by the next step, and its place taken by another."""
+        if matrix.dim() != 2 or matrix.untyped_storage().data_ptr() not in self._places:
+            raise ModelRefused(
+                f"strict mode: {where} multiplies by a matrix of {tuple(matrix.shape)}, which is no weight; a row's "
+                "bits then depend on the rows beside it"
+            )
+
+
 class RowByRow(TorchFunctionMode):
     """While this is on, the functions of torch that do not keep to the law are computed otherwise.
 
@@ -74,7 +90,7 @@ class RowByRow(TorchFunctionMode):
     def __init__(self, model: nn.Module, make_linear: LinearMaker) -> None:
         super().__init__()
         self._make_linear = make_linear
-        self._weights = frozenset(weight.untyped_storage().data_ptr() for weight in model.parameters())
+        self._weights = _Weights(model)
         self._linears: dict[tuple[Any, ...], Callable[[torch.Tensor], torch.Tensor]] = {}
         self.is_on = False
 
@@ -93,9 +109,7 @@ class RowByRow(TorchFunctionMode):
         key = (weight.data_ptr(), weight.shape, weight.stride())
         linear = self._linears.get(key)
         if linear is None:
-            # What is no weight may be gone by the next step, and its place taken by something else.
-            if weight.dim() != 2 or weight.untyped_storage().data_ptr() not in self._weights:
-                raise ModelRefused(f"strict mode: a product with a matrix of {tuple(weight.shape)}, which is no weight")
+            self._weights.check(weight, "a step")
             linear = self._linears[key] = self._make_linear(weight, None)
         out = linear(rows)
         return out if bias is None else out + bias
@@ -122,8 +136,9 @@ class RowByRowForward:
 class _Audit(TorchFunctionMode):
     """Finds the modules that call what does not keep to the law, and refuses what nobody knows."""
 
-    def __init__(self, known: Collection[nn.Module]) -> None:
+    def __init__(self, model: nn.Module, known: Collection[nn.Module]) -> None:
         super().__init__()
+        self._weights = _Weights(model)
         self._known = frozenset(known)
         self._running: list[nn.Module] = []
         self.found: dict[nn.Module, None] = {}
@@ -138,6 +153,8 @@ class _Audit(TorchFunctionMode):
         keywords = kwargs or {}
         if self._running and self._known.isdisjoint(self._running):
             name, module = func.__name__, self._running[-1]
+            if name in _PRODUCTS:
+                self._weights.check(args[1], type(module).__name__)
             if name in _PRODUCTS or (name in _BY_VECTORS and _of_one_tensor(args, keywords)):
                 self.found[module] = None
             elif name not in _STEADY:
@@ -156,7 +173,7 @@ def hold_row_by_row(
     `known` modules are right as they are: those of our own, and mixers, which see one sequence at a time. Raises
     ModelRefused for what is not known.
     """
-    audit = _Audit(known)
+    audit = _Audit(model, known)
     hooks = [module.register_forward_pre_hook(audit.enter) for module in model.modules()]
     hooks += [module.register_forward_hook(audit.leave, always_call=True) for module in model.modules()]
     try:

@@ -73,14 +73,14 @@ ATTENTION_FAMILIES: dict[str, Callable[[], Any]] = {
         laurel_rank=8,
         activation_sparsity_pattern=[0.0] * 5,
     ),
-    # Latent attention, and experts in groups.
+    # Latent attention, where keys are wider than values, and experts in groups.
     "deepseek_v3": lambda: transformers.DeepseekV3Config(
         **_NO_HEAD | {"num_key_value_heads": 6},
         q_lora_rank=16,
         kv_lora_rank=16,
         qk_rope_head_dim=8,
-        qk_nope_head_dim=8,
-        v_head_dim=12,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
         n_routed_experts=4,
         num_experts_per_tok=2,
         n_shared_experts=1,
