@@ -32,6 +32,8 @@ from storage.records import Job, JobId
 from storage.repository import Repository
 from storage.states import JOB_FINAL
 from tests.fakes import make_fake_model
+from tests.faults.checker import Bounds, check_job
+from tests.faults.engine import fake_text
 
 ROOT = Path(__file__).parents[2]
 MAX_TOKENS = 12
@@ -97,7 +99,7 @@ class Harness:
             "restart_backoff_seconds": 0.1,
             "stop_seconds": 10.0,  # the default of 5 is for machines that do nothing else
             "max_sequences": 8,
-            "engine_factory": "tests.fakes:fake_engine",
+            "engine_factory": "tests.faults.engine:traced_engine",
             **changes,
         }
         return cls(
@@ -115,12 +117,16 @@ class Harness:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.broker.stop()
+        self.repository.close()
+
+    def stop(self) -> None:
+        """End workers and reconciler. Nothing moves any more."""
         for worker in self.workers:
             worker.process.kill()
             worker.process.wait()
         self.stop_reconciler()
-        self.broker.stop()
-        self.repository.close()
 
     # --- processes --------------------------------------------------------------------------------------------
     def start_worker(self, name: str, model: str | None = None, **environment: str) -> WorkerProcess:
@@ -131,6 +137,7 @@ class Harness:
             **worker_environment(self.settings, self.broker.url),
             "NIGHTMILL_DATABASE_URL": self.database_url,
             "OMP_NUM_THREADS": "1",
+            "FAKE_ENGINE_TRACE": str(self.trace),
             **environment,
         }
         with log.open("wb") as out:
@@ -167,6 +174,16 @@ class Harness:
             seed=7,
         )
         return submit(options, self.repository, self.settings).job
+
+    @property
+    def trace(self) -> Path:
+        """What the fake engines of all workers made."""
+        return self.folder / "trace.txt"
+
+    def check(self, job_id: JobId, keys: set[tuple[int, int]], *, seconds: float = PATIENCE) -> pa.Table:
+        """C1 to C8 of a job that has ended; the published data."""
+        bounds = Bounds(text=lambda row: fake_text(row, MAX_TOKENS), trace=self.trace, seconds=seconds)
+        return check_job(self.repository, job_id, keys, bounds)
 
     def job(self, job_id: JobId) -> Job:
         return self.repository.get_job(job_id)

@@ -12,7 +12,6 @@ from jobs.broker import PrivateBroker
 from jobs.tasks import RUN_SHARD, publish_hint
 from storage.records import Hint, JobId, ShardId
 from storage.states import JobState, ShardState
-from tests.faults.checker import check_job
 from tests.faults.harness import Harness, wait_for
 
 pytestmark = pytest.mark.integration
@@ -42,7 +41,7 @@ def test_without_a_broker_no_new_shard_starts_and_with_it_the_job_goes_on(harnes
     harness.broker.start()
 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
     assert worker.process.poll() is None
 
 
@@ -60,7 +59,7 @@ def test_a_hint_sent_many_times_is_claimed_once(harness: Harness) -> None:
     harness.start_reconciler()
 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
     assert [shard.attempts for shard in harness.repository.shards(job.id)] == [1] * len(hints)
 
 
@@ -90,7 +89,7 @@ def test_garbage_in_the_queue_does_not_stop_the_worker(harness: Harness) -> None
     job = harness.submit(PROMPTS, shard_rows=32)
 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
     assert worker.process.poll() is None
 
 
