@@ -25,6 +25,7 @@ from jobs.publishing import publish_job
 from jobs.retry import decide
 from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
+from storage import failpoints
 from storage.errors import DatabaseDown, Fenced, StorageError
 from storage.output import sweep
 from storage.records import Job
@@ -89,7 +90,9 @@ class Reconciler:
             return
         try:
             published = publish_job(self._repository, job, epoch, beat=self._renewal(job, epoch))
+            failpoints.reach("publish.before_sql")
             ended = self._repository.complete_job(job.id, epoch, published.manifest_sha256, cause=published.cause)
+            failpoints.reach("publish.after_sql")
             log.info("job_ended job=%d state=%s", job.id, ended.state)
             sweep(Path(job.output_uri))
         except (Fenced, DatabaseDown) as error:
@@ -117,6 +120,7 @@ class Reconciler:
 
 def run_reconciler(settings: Settings) -> int:
     """`nightmill reconciler`: until SIGTERM or Ctrl-C; the exit code. Raises StorageError, OwnerMissing."""
+    failpoints.arm(settings.failpoints)
     addresses = connect(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
