@@ -28,9 +28,9 @@ from jobs.settings import Settings
 from jobs.submit import submit
 from jobs.supervisor import worker_environment
 from storage import migrate
-from storage.records import Job, JobId
+from storage.records import Job, JobId, Shard
 from storage.repository import Repository
-from storage.states import JOB_FINAL
+from storage.states import JOB_FINAL, JobState
 from tests.fakes import make_fake_model
 from tests.faults.checker import Bounds, check_job
 from tests.faults.engine import fake_text
@@ -145,6 +145,16 @@ class Harness:
         self.workers.append(worker)
         return worker
 
+    def start_reconciler_process(self, name: str, **environment: str) -> WorkerProcess:
+        """A reconciler of its own, which can be stopped and killed; ends with the harness."""
+        log = self.folder / f"{name}-{len(self.workers)}.log"
+        variables = {**worker_environment(self.settings, self.broker.url), "NIGHTMILL_DATABASE_URL": self.database_url}
+        with log.open("wb") as out:
+            command = [sys.executable, "-P", "-m", "nightmill", "reconciler"]
+            process = WorkerProcess(name, spawn(command, env={**variables, **environment}, log=out, cwd=ROOT), log)
+        self.workers.append(process)
+        return process
+
     def start_reconciler(self) -> None:
         self._stop = threading.Event()
         reconciler = Reconciler(
@@ -196,8 +206,32 @@ class Harness:
             raise AssertionError(f"{error}: {self.job(job_id)}\n{logs}") from error
         return self.job(job_id)
 
+    def done(self, job_id: JobId, rows: int, *, seconds: float = PATIENCE) -> Job:
+        """Wait until a job of so many rows has completed, and check it (C1 to C8)."""
+        ended = self.wait_for_end(job_id, seconds)
+        assert ended.state is JobState.COMPLETED, ended
+        self.check(job_id, keys(rows), seconds=seconds)
+        return ended
+
+    def shards(self, job_id: JobId) -> list[Shard]:
+        return self.repository.shards(job_id)
+
     def wait_for_rows(self, job_id: JobId, rows: int) -> None:
         wait_for(lambda: self.job(job_id).rows_done >= rows, f"{rows} rows of job {job_id}")
+
+
+def prompts(num: int) -> list[str]:
+    return [f"prompt number {i}" for i in range(num)]
+
+
+def keys(num: int) -> set[tuple[int, int]]:
+    """What a job of so many rows must publish."""
+    return {(i, 0) for i in range(num)}
+
+
+def speed(rows_per_second: int) -> dict[str, str]:
+    """For the environment of a worker: how fast its engine is."""
+    return {"FAKE_ENGINE_ROWS_PER_SECOND": str(rows_per_second)}
 
 
 def alive(pid: int) -> bool:

@@ -22,7 +22,7 @@ KEYS = {(i, 0) for i in range(120)}
 SLOW = {"FAKE_ENGINE_ROWS_PER_SECOND": "30"}
 
 
-def test_two_workers_share_a_job_and_one_is_killed_in_the_middle_of_a_shard(harness_on_postgres: Harness) -> None:
+def test_01_two_workers_share_a_job_and_one_is_killed_in_the_middle_of_a_shard(harness_on_postgres: Harness) -> None:
     harness = harness_on_postgres
     first, second = harness.start_worker("w0", **SLOW), harness.start_worker("w1", **SLOW)
     wait_for(lambda: len(harness.repository.workers(2.0)) == 2, "both workers live")
@@ -45,7 +45,7 @@ def test_two_workers_share_a_job_and_one_is_killed_in_the_middle_of_a_shard(harn
     assert sum(shard.crashes for shard in harness.repository.shards(job.id)) >= 1
 
 
-def test_a_worker_that_is_told_to_stop_seals_its_rows_and_gives_its_shards_back_in_time(harness: Harness) -> None:
+def test_32_a_worker_that_is_told_to_stop_seals_its_rows_and_gives_its_shards_back_in_time(harness: Harness) -> None:
     worker = harness.start_worker("w0", **SLOW)
     job = harness.submit(PROMPTS, shard_rows=60)
     harness.wait_for_rows(job.id, 8)
@@ -65,7 +65,7 @@ def test_a_worker_that_is_told_to_stop_seals_its_rows_and_gives_its_shards_back_
     harness.check(job.id, KEYS)
 
 
-def test_a_worker_that_sleeps_past_its_lease_is_fenced_and_leaves_no_file(harness: Harness) -> None:
+def test_03_a_worker_that_sleeps_past_its_lease_is_fenced_and_leaves_no_file(harness: Harness) -> None:
     zombie = harness.start_worker("w0", **SLOW)
     job = harness.submit(PROMPTS, shard_rows=120)
     harness.wait_for_rows(job.id, 8)
@@ -81,7 +81,7 @@ def test_a_worker_that_sleeps_past_its_lease_is_fenced_and_leaves_no_file(harnes
     assert zombie.process.poll() is None
 
 
-def test_a_worker_that_starts_again_takes_up_at_once_what_it_held_when_it_was_killed(tmp_path: Path) -> None:
+def test_01_a_worker_that_starts_again_takes_up_at_once_what_it_held_when_it_was_killed(tmp_path: Path) -> None:
     with Harness.create(tmp_path, lease_seconds=600.0) as harness:
         worker = harness.start_worker("w0", **SLOW)
         job = harness.submit(PROMPTS, shard_rows=60)
@@ -126,7 +126,7 @@ def test_a_row_that_kills_every_worker_ends_as_an_error_and_the_others_are_kept(
         assert ended.rows_succeeded > 0
 
 
-def test_a_cancelled_job_is_published_with_what_was_finished(harness: Harness) -> None:
+def test_41_a_cancelled_job_is_published_with_what_was_finished(harness: Harness) -> None:
     harness.start_worker("w0", **SLOW)
     job = harness.submit(PROMPTS, shard_rows=24)
     harness.wait_for_rows(job.id, 8)
