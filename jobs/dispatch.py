@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from storage import failpoints
 from storage.records import Hint
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Dispatcher:
             window = max(MIN_WINDOW, 2 * self.slots * live)
             stale = self._stale(model.key) if stale_seconds is None else stale_seconds
             for hint in self.repository.dispatch(model.key, window, stale):
+                failpoints.reach("dispatch.after_sql")
                 self.publish(hint)
                 sent += 1
         return sent

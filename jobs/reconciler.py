@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_when_event_set, wait_exponential
@@ -25,13 +26,16 @@ from jobs.publishing import publish_job
 from jobs.retry import decide
 from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
+from storage import failpoints, layout
 from storage.errors import DatabaseDown, Fenced, StorageError
 from storage.output import sweep
 from storage.records import Job
 from storage.repository import Repository
+from storage.states import JOB_FINAL
 
 log = logging.getLogger(__name__)
 
+MANY_JOBS = 1000  # that ended of late
 LONGEST_PAUSE = 30.0  # seconds between tries while SQL or broker are down
 
 
@@ -57,6 +61,16 @@ class Reconciler:
         self._dispatcher = dispatcher
         self._owner = f"reconciler-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
 
+    def sweep_published(self) -> None:
+        """Remove what a reconciler that died right after publishing could not. Raises DatabaseDown."""
+        for job in self._repository.list_jobs(MANY_JOBS):
+            published = job.state in JOB_FINAL and job.manifest_sha256 is not None
+            if not published or not (Path(job.output_uri) / layout.INPROGRESS).exists():
+                continue
+            owner = self._repository.find_job(output_uri=job.output_uri)
+            if owner is not None and owner.id == job.id:  # else the directory is a newer job's
+                sweep(Path(job.output_uri))
+
     def tick(self) -> None:
         """Raises DatabaseDown, BrokerDown."""
         for shard in self._repository.expire_leases(self._settings.max_shard_attempts):
@@ -78,6 +92,7 @@ class Reconciler:
             before_sleep=_log_outage,
             retry_error_callback=lambda state: None,
         )
+        patiently(self.sweep_published)
         while not stop.is_set():
             patiently(self.tick)
             stop.wait(pause)
@@ -89,7 +104,9 @@ class Reconciler:
             return
         try:
             published = publish_job(self._repository, job, epoch, beat=self._renewal(job, epoch))
+            failpoints.reach("publish.before_sql")
             ended = self._repository.complete_job(job.id, epoch, published.manifest_sha256, cause=published.cause)
+            failpoints.reach("publish.after_sql")
             log.info("job_ended job=%d state=%s", job.id, ended.state)
             sweep(Path(job.output_uri))
         except (Fenced, DatabaseDown) as error:
@@ -100,7 +117,8 @@ class Reconciler:
             may_pass = isinstance(error, OSError) and epoch <= self._settings.max_shard_attempts
             if decide(error, 1).preempted or may_pass:
                 return
-            self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
+            with suppress(Fenced):  # it slept past its lease, and another one published and swept
+                self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
 
     def _renewal(self, job: Job, epoch: int) -> Callable[[], None]:
         """Renews the right to publish, at most once per heartbeat. Raises Fenced, DatabaseDown."""
@@ -117,6 +135,7 @@ class Reconciler:
 
 def run_reconciler(settings: Settings) -> int:
     """`nightmill reconciler`: until SIGTERM or Ctrl-C; the exit code. Raises StorageError, OwnerMissing."""
+    failpoints.arm(settings.failpoints)
     addresses = connect(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,6 +11,7 @@ from pathlib import Path
 from engine.cache.groups import LayerGroup
 from jobs.engines import BlockUse
 from jobs.rows import merge, sum_rows, with_use
+from storage import failpoints
 from storage.errors import DatabaseDown
 from storage.parquet.rows import ResultRow
 from storage.parquet.writer import SegmentWriter
@@ -101,11 +102,13 @@ class Recorder:
     def _record(self) -> None:
         while self._unrecorded:
             segment, stats = self._unrecorded[0]
+            failpoints.reach("segment.before_row")
             try:
                 self._repository.seal_segment(self._shard_id, segment, stats)
             except DatabaseDown as error:
                 log.warning("segment waits shard=%d key=%s error=%s", self._shard_id, segment.key, error)
                 return
+            failpoints.reach("segment.after_row")
             self._unrecorded.popleft()
             self.keys.append(segment.key)
             self.total = merge(self.total, stats)

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     watch_seconds: float = 0.5  # between two looks at a job that is waited for
     engine_factory: str = "jobs.engines:real_engine"  # dotted path; tests name a fake one
 
+    # --- tests ------------------------------------------------------------------------------------------------
+    failpoints: str = ""  # where to die, see storage.failpoints
+
     # --- engine (see engine.config.EngineConfig) --------------------------------------------------------------
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"

@@ -45,7 +45,8 @@ def queue_length(app: NightmillApp, model_key: str) -> int | None:
     """Hints waiting in a model's queue; None when the broker cannot be asked."""
     try:
         with app.connection_for_write() as connection:
-            _, length, _ = connection.default_channel.queue_declare(queue=f"m.{model_key}", passive=True)
+            # not passive: Redis has no empty lists, so a queue that is empty would not be found
+            _, length, _ = connection.default_channel.queue_declare(queue=f"m.{model_key}")
             return int(length)
     except Exception:  # noqa: BLE001 - kombu's channel errors have no common base; the answer is "unknown" for all
         return None

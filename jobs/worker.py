@@ -32,6 +32,7 @@ from jobs.runtime import Runtime, Watchdog
 from jobs.settings import Settings
 from jobs.shard import Tools
 from jobs.withdrawal import withdraw
+from storage import failpoints
 from storage.errors import Fenced, InputInvalid, StorageError
 from storage.records import ModelRef, WorkerRecord
 from storage.repository import Repository
@@ -51,6 +52,7 @@ def run_worker(
 
     Raises StorageError or OwnerMissing when broker or database cannot be found.
     """
+    failpoints.arm(settings.failpoints)
     addresses = connect(settings)
     repository = Repository(addresses.database_url)
     try:

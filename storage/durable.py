@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from storage import failpoints
 from storage.errors import FileDamaged
 from storage.layout import is_safe_key
 
@@ -53,7 +54,9 @@ def temporary(path: Path) -> Path:
 
 def move(source: Path, target: Path) -> None:
     """Give the durable file `source` its final name, replacing what is there. The caller syncs the folder."""
+    failpoints.reach("rename.before")
     os.replace(source, target)
+    failpoints.reach("rename.after")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from storage import layout
+from storage import failpoints, layout
 from storage.durable import inside, make_folder, move, sha256_bytes, sha256_file, sync_folder, write_atomic
 from storage.errors import FileDamaged
 from storage.parquet.lost import lost_batches
@@ -170,8 +170,10 @@ def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter) ->
         "metrics": writer.metrics.parts,
         "errors": writer.errors.parts,
     }
+    failpoints.reach("publish.before_parts")
     for kind, folder in (("data", layout.DATA), ("metrics", layout.METRICS), ("errors", layout.ERRORS)):
         _install_folder(out, staging, folder, [part.path for part in parts[kind]])
+    failpoints.reach("publish.after_parts")
     write_atomic(out / layout.README, readme_bytes(job.name, writer.counts))
     write_atomic(out / layout.JOB_JSON, _json_bytes(job.job_json))
     write_atomic(out / layout.STATS_JSON, _json_bytes(job.stats_json))
@@ -186,7 +188,9 @@ def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter) ->
         ],
         parts=parts,
     )
+    failpoints.reach("publish.before_manifest")
     write_manifest(out, job.generation, content)
+    failpoints.reach("publish.after_manifest")
     return _as_published(json.loads(content), sha256_bytes(content))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from storage import layout
+from storage import failpoints, layout
 from storage.durable import inside
 from storage.parquet.rows import ResultRow, SealedFile
 from storage.parquet.schema import DATA_FIELDS, KEY, METRIC_FIELDS, PASS, complete, decode, encode_status, result_schema
@@ -46,7 +46,9 @@ class SegmentWriter:
         key = layout.segment(self._shard_idx, self._epoch, self._next_seq)
         with SealedWriter(inside(self._out, key), self._schema, statistics=False) as file:
             file.write(self._table())
+            failpoints.reach("segment.before_fsync")
             sha256 = file.seal()
+        failpoints.reach("segment.after_fsync")
         counts = Counter(row.status for row in self._rows)
         sealed = _sealed_file(key, sha256, counts)
         self._rows = []
@@ -93,7 +95,9 @@ def write_shard(out: Path, shard_idx: int, epoch: int, segment_keys: Sequence[st
         for table in _row_groups(drop_repeats(sorter.sorted(), KEY)):
             counts.update(table["status"].to_pylist())
             file.write(encode_status(table))
+        failpoints.reach("commit.before_fsync")
         sha256 = file.seal()
+    failpoints.reach("commit.after_fsync")
     return _sealed_file(key, sha256, counts)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 from sqlalchemy.exc import IntegrityError
 
-from storage import migrate
+from storage import failpoints, migrate
 from storage.database import Database
 from storage.errors import JobConflict
 from storage.records import (
@@ -154,8 +154,10 @@ class Repository:
     def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float) -> Claim | None:
         """ready, queued or running with an expired lease -> running under epoch + 1. An expired lease counts a crash.
         The first claim moves the job from queued to in_progress. None: nothing to do, drop the hint."""
+        failpoints.reach("claim.before")
         with self._db.write() as conn:
             claim = shards.claim(conn, shard_id, owner, lease_seconds)
+        failpoints.reach("claim.after")
         if claim is not None:
             _log.info(
                 "shard_claimed job=%d shard=%d epoch=%d owner=%s", claim.job.id, shard_id, claim.shard.epoch, owner
@@ -182,8 +184,10 @@ class Repository:
     ) -> None:
         """running -> done; the last shard moves the job to finalizing. `gauges` carries wasted tokens, peak and mean
         block use of this attempt; its counters are ignored, since they came with the segments. Raises Fenced."""
+        failpoints.reach("commit.before_sql")
         with self._db.write() as conn:
             moved = segments.commit(conn, shard_id, epoch, out_key, out_sha256, rows, gauges)
+        failpoints.reach("commit.after_sql")
         if moved:
             _log.info("shard_committed shard=%d epoch=%d rows=%d", shard_id, epoch, rows)
 

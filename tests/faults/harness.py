@@ -28,10 +28,12 @@ from jobs.settings import Settings
 from jobs.submit import submit
 from jobs.supervisor import worker_environment
 from storage import migrate
-from storage.records import Job, JobId
+from storage.records import Job, JobId, Shard
 from storage.repository import Repository
-from storage.states import JOB_FINAL
+from storage.states import JOB_FINAL, JobState
 from tests.fakes import make_fake_model
+from tests.faults.checker import Bounds, check_job
+from tests.faults.engine import fake_text
 
 ROOT = Path(__file__).parents[2]
 MAX_TOKENS = 12
@@ -97,7 +99,7 @@ class Harness:
             "restart_backoff_seconds": 0.1,
             "stop_seconds": 10.0,  # the default of 5 is for machines that do nothing else
             "max_sequences": 8,
-            "engine_factory": "tests.fakes:fake_engine",
+            "engine_factory": "tests.faults.engine:traced_engine",
             **changes,
         }
         return cls(
@@ -115,12 +117,16 @@ class Harness:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
+        self.broker.stop()
+        self.repository.close()
+
+    def stop(self) -> None:
+        """End workers and reconciler. Nothing moves any more."""
         for worker in self.workers:
             worker.process.kill()
             worker.process.wait()
         self.stop_reconciler()
-        self.broker.stop()
-        self.repository.close()
 
     # --- processes --------------------------------------------------------------------------------------------
     def start_worker(self, name: str, model: str | None = None, **environment: str) -> WorkerProcess:
@@ -131,12 +137,23 @@ class Harness:
             **worker_environment(self.settings, self.broker.url),
             "NIGHTMILL_DATABASE_URL": self.database_url,
             "OMP_NUM_THREADS": "1",
+            "FAKE_ENGINE_TRACE": str(self.trace),
             **environment,
         }
         with log.open("wb") as out:
             worker = WorkerProcess(name, spawn(command, env=variables, log=out, cwd=ROOT), log)
         self.workers.append(worker)
         return worker
+
+    def start_reconciler_process(self, name: str, **environment: str) -> WorkerProcess:
+        """A reconciler of its own, which can be stopped and killed; ends with the harness."""
+        log = self.folder / f"{name}-{len(self.workers)}.log"
+        variables = {**worker_environment(self.settings, self.broker.url), "NIGHTMILL_DATABASE_URL": self.database_url}
+        with log.open("wb") as out:
+            command = [sys.executable, "-P", "-m", "nightmill", "reconciler"]
+            process = WorkerProcess(name, spawn(command, env={**variables, **environment}, log=out, cwd=ROOT), log)
+        self.workers.append(process)
+        return process
 
     def start_reconciler(self) -> None:
         self._stop = threading.Event()
@@ -168,6 +185,16 @@ class Harness:
         )
         return submit(options, self.repository, self.settings).job
 
+    @property
+    def trace(self) -> Path:
+        """What the fake engines of all workers made."""
+        return self.folder / "trace.txt"
+
+    def check(self, job_id: JobId, keys: set[tuple[int, int]], *, seconds: float = PATIENCE) -> pa.Table:
+        """C1 to C8 of a job that has ended; the published data."""
+        bounds = Bounds(text=lambda row: fake_text(row, MAX_TOKENS), trace=self.trace, seconds=seconds)
+        return check_job(self.repository, job_id, keys, bounds)
+
     def job(self, job_id: JobId) -> Job:
         return self.repository.get_job(job_id)
 
@@ -179,8 +206,32 @@ class Harness:
             raise AssertionError(f"{error}: {self.job(job_id)}\n{logs}") from error
         return self.job(job_id)
 
+    def done(self, job_id: JobId, rows: int, *, seconds: float = PATIENCE) -> Job:
+        """Wait until a job of so many rows has completed, and check it (C1 to C8)."""
+        ended = self.wait_for_end(job_id, seconds)
+        assert ended.state is JobState.COMPLETED, ended
+        self.check(job_id, keys(rows), seconds=seconds)
+        return ended
+
+    def shards(self, job_id: JobId) -> list[Shard]:
+        return self.repository.shards(job_id)
+
     def wait_for_rows(self, job_id: JobId, rows: int) -> None:
         wait_for(lambda: self.job(job_id).rows_done >= rows, f"{rows} rows of job {job_id}")
+
+
+def prompts(num: int) -> list[str]:
+    return [f"prompt number {i}" for i in range(num)]
+
+
+def keys(num: int) -> set[tuple[int, int]]:
+    """What a job of so many rows must publish."""
+    return {(i, 0) for i in range(num)}
+
+
+def speed(rows_per_second: int) -> dict[str, str]:
+    """For the environment of a worker: how fast its engine is."""
+    return {"FAKE_ENGINE_ROWS_PER_SECOND": str(rows_per_second)}
 
 
 def alive(pid: int) -> bool:

@@ -12,7 +12,6 @@ from jobs.broker import PrivateBroker
 from jobs.tasks import RUN_SHARD, publish_hint
 from storage.records import Hint, JobId, ShardId
 from storage.states import JobState, ShardState
-from tests.faults.checker import check_job
 from tests.faults.harness import Harness, wait_for
 
 pytestmark = pytest.mark.integration
@@ -22,7 +21,7 @@ KEYS = {(i, 0) for i in range(96)}
 SLOW = {"FAKE_ENGINE_ROWS_PER_SECOND": "30"}
 
 
-def test_without_a_broker_no_new_shard_starts_and_with_it_the_job_goes_on(harness: Harness) -> None:
+def test_09_without_a_broker_no_new_shard_starts_and_with_it_the_job_goes_on(harness: Harness) -> None:
     worker = harness.start_worker("w0", **SLOW)
     job = harness.submit(PROMPTS, shard_rows=16)
     harness.wait_for_rows(job.id, 8)
@@ -42,29 +41,29 @@ def test_without_a_broker_no_new_shard_starts_and_with_it_the_job_goes_on(harnes
     harness.broker.start()
 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
     assert worker.process.poll() is None
 
 
-def test_a_hint_sent_many_times_is_claimed_once(harness: Harness) -> None:
+def test_15_a_hint_sent_many_times_is_claimed_once(harness: Harness) -> None:
     harness.stop_reconciler()
     job = harness.submit(PROMPTS, shard_rows=16)
     hints = harness.repository.dispatch(None, 100, 1000.0)
     app = make_app(harness.broker.url, prefix=harness.settings.redis_prefix)
-    for _ in range(20):
+    for _ in range(100):
         for hint in hints:
             publish_hint(app, hint)
 
-    for name in ("w0", "w1"):
-        harness.start_worker(name)
+    for number in range(4):
+        harness.start_worker(f"w{number}")
     harness.start_reconciler()
 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
     assert [shard.attempts for shard in harness.repository.shards(job.id)] == [1] * len(hints)
 
 
-def test_garbage_in_the_queue_does_not_stop_the_worker(harness: Harness) -> None:
+def test_16_garbage_in_the_queue_does_not_stop_the_worker(harness: Harness) -> None:
     worker = harness.start_worker("w0")
     wait_for(lambda: bool(harness.repository.workers(2.0)), "the worker lives")
     key = harness.repository.workers(2.0)[0].model_key
@@ -90,7 +89,7 @@ def test_garbage_in_the_queue_does_not_stop_the_worker(harness: Harness) -> None
     job = harness.submit(PROMPTS, shard_rows=32)
 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
     assert worker.process.poll() is None
 
 

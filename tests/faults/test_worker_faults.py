@@ -13,7 +13,6 @@ from engine.request import SamplingParams
 from storage.records import JobId
 from storage.states import JobState, ShardState
 from tests.fakes import SPACE, fake_ids
-from tests.faults.checker import check_job
 from tests.faults.harness import MAX_TOKENS, Harness, WorkerProcess, wait_for
 
 pytestmark = pytest.mark.integration
@@ -23,7 +22,7 @@ KEYS = {(i, 0) for i in range(120)}
 SLOW = {"FAKE_ENGINE_ROWS_PER_SECOND": "30"}
 
 
-def test_two_workers_share_a_job_and_one_is_killed_in_the_middle_of_a_shard(harness_on_postgres: Harness) -> None:
+def test_01_two_workers_share_a_job_and_one_is_killed_in_the_middle_of_a_shard(harness_on_postgres: Harness) -> None:
     harness = harness_on_postgres
     first, second = harness.start_worker("w0", **SLOW), harness.start_worker("w1", **SLOW)
     wait_for(lambda: len(harness.repository.workers(2.0)) == 2, "both workers live")
@@ -42,11 +41,11 @@ def test_two_workers_share_a_job_and_one_is_killed_in_the_middle_of_a_shard(harn
 
     ended = harness.wait_for_end(job.id)
     assert ended.state is JobState.COMPLETED
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
     assert sum(shard.crashes for shard in harness.repository.shards(job.id)) >= 1
 
 
-def test_a_worker_that_is_told_to_stop_seals_its_rows_and_gives_its_shards_back_in_time(harness: Harness) -> None:
+def test_32_a_worker_that_is_told_to_stop_seals_its_rows_and_gives_its_shards_back_in_time(harness: Harness) -> None:
     worker = harness.start_worker("w0", **SLOW)
     job = harness.submit(PROMPTS, shard_rows=60)
     harness.wait_for_rows(job.id, 8)
@@ -63,10 +62,10 @@ def test_a_worker_that_is_told_to_stop_seals_its_rows_and_gives_its_shards_back_
 
     harness.start_worker("w1")
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
 
 
-def test_a_worker_that_sleeps_past_its_lease_is_fenced_and_leaves_no_file(harness: Harness) -> None:
+def test_03_a_worker_that_sleeps_past_its_lease_is_fenced_and_leaves_no_file(harness: Harness) -> None:
     zombie = harness.start_worker("w0", **SLOW)
     job = harness.submit(PROMPTS, shard_rows=120)
     harness.wait_for_rows(job.id, 8)
@@ -77,12 +76,12 @@ def test_a_worker_that_sleeps_past_its_lease_is_fenced_and_leaves_no_file(harnes
     os.kill(zombie.process.pid, signal.SIGCONT)
 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
     wait_for(lambda: "fenced" in zombie.text, "the zombie learns that it lost its shard")
     assert zombie.process.poll() is None
 
 
-def test_a_worker_that_starts_again_takes_up_at_once_what_it_held_when_it_was_killed(tmp_path: Path) -> None:
+def test_01_a_worker_that_starts_again_takes_up_at_once_what_it_held_when_it_was_killed(tmp_path: Path) -> None:
     with Harness.create(tmp_path, lease_seconds=600.0) as harness:
         worker = harness.start_worker("w0", **SLOW)
         job = harness.submit(PROMPTS, shard_rows=60)
@@ -92,7 +91,7 @@ def test_a_worker_that_starts_again_takes_up_at_once_what_it_held_when_it_was_ki
         harness.start_worker("w0")
 
         assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-        check_job(harness.repository, job.id, KEYS)
+        harness.check(job.id, KEYS)
         assert sum(shard.crashes for shard in harness.repository.shards(job.id)) >= 1
 
 
@@ -105,7 +104,7 @@ def test_a_worker_whose_engine_dies_leaves_with_70_and_its_shard_is_tried_again(
 
     harness.start_worker("w1")
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
-    check_job(harness.repository, job.id, {(i, 0) for i in range(31)})
+    harness.check(job.id, {(i, 0) for i in range(31)})
 
 
 def test_a_row_that_kills_every_worker_ends_as_an_error_and_the_others_are_kept(tmp_path: Path) -> None:
@@ -121,13 +120,13 @@ def test_a_row_that_kills_every_worker_ends_as_an_error_and_the_others_are_kept(
         ended = harness.wait_for_end(job.id)
 
         assert ended.state is JobState.COMPLETED
-        table = check_job(harness.repository, job.id, {(i, 0) for i in range(41)})
+        table = harness.check(job.id, {(i, 0) for i in range(41)})
         status = dict(zip(table["prompt"].to_pylist(), table["status"].to_pylist(), strict=True))
         assert status["KILLKILL"] == "errored"
         assert ended.rows_succeeded > 0
 
 
-def test_a_cancelled_job_is_published_with_what_was_finished(harness: Harness) -> None:
+def test_41_a_cancelled_job_is_published_with_what_was_finished(harness: Harness) -> None:
     harness.start_worker("w0", **SLOW)
     job = harness.submit(PROMPTS, shard_rows=24)
     harness.wait_for_rows(job.id, 8)
@@ -136,7 +135,7 @@ def test_a_cancelled_job_is_published_with_what_was_finished(harness: Harness) -
 
     ended = harness.wait_for_end(job.id)
     assert ended.state is JobState.CANCELLED
-    table = check_job(harness.repository, job.id, KEYS)
+    table = harness.check(job.id, KEYS)
     statuses = table["status"].to_pylist()
     assert statuses.count("succeeded") >= 8
     assert statuses.count("canceled") > 0
@@ -148,7 +147,7 @@ def test_every_sample_of_every_row_is_its_own(harness: Harness) -> None:
 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
 
-    table = check_job(harness.repository, job.id, {(i, k) for i in range(20) for k in range(3)})
+    table = harness.check(job.id, {(i, k) for i in range(20) for k in range(3)})
     for row in table.select(["prompt", "sample_index", "seed", "output_text", "completion_tokens"]).to_pylist():
         ids = _expected_ids(row["prompt"], row["seed"], row["sample_index"])
         assert row["output_text"] == "".join(chr(97 + token - 64) for token in ids)

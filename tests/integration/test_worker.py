@@ -11,7 +11,6 @@ import pytest
 
 from jobs.app import make_app
 from storage.states import JobState, ShardState
-from tests.faults.checker import check_job
 from tests.faults.harness import Harness, WorkerProcess, wait_for
 
 pytestmark = pytest.mark.integration
@@ -36,7 +35,7 @@ def test_a_worker_without_a_model_serves_the_oldest_waiting_job_and_leaves_when_
 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
     assert worker.process.wait(60) == 0
-    check_job(harness.repository, job.id, KEYS)
+    harness.check(job.id, KEYS)
     (record,) = harness.repository.workers()
     assert (record.state, record.model_key) == ("gone", job.model.key)
 

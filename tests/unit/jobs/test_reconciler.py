@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,9 @@ from jobs import reconciler as module
 from jobs.dispatch import BrokerDown
 from jobs.reconciler import Reconciler
 from jobs.settings import Settings
+from storage import layout
 from storage.errors import DatabaseDown, Fenced, FileDamaged
+from storage.states import JobState
 
 
 @dataclass
@@ -21,6 +24,15 @@ class FakeSql:
     free: bool = True
     epoch: int = 3
     failures: list[Exception] = field(default_factory=list)
+    jobs: list[SimpleNamespace] = field(default_factory=list)
+    owner: SimpleNamespace | None = None  # of the output directory
+    fences_failures: bool = False
+
+    def list_jobs(self, limit: int) -> list[SimpleNamespace]:
+        return list(self.jobs)
+
+    def find_job(self, *, output_uri: str) -> SimpleNamespace | None:
+        return self.owner
 
     def expire_leases(self, max_attempts: int) -> list[object]:
         if self.failures:
@@ -42,6 +54,8 @@ class FakeSql:
         return SimpleNamespace(state="completed")
 
     def fail_job(self, job_id: int, epoch: int, error: str) -> None:
+        if self.fences_failures:
+            raise Fenced("another one has published")
         self.asked.append(f"fail {job_id} {epoch} {error}")
 
 
@@ -141,3 +155,33 @@ def test_an_outage_of_sql_or_broker_only_makes_the_loop_wait(published: list[obj
 
     assert not thread.is_alive()
     assert sql.failures == []
+
+
+def test_a_reconciler_that_slept_while_another_published_and_swept_goes_on(published: list[object]) -> None:
+    sql, dispatcher = FakeSql(fences_failures=True), FakeDispatcher()
+    published.append(FileDamaged("shard 0 is missing"))
+
+    reconciler(sql, dispatcher).tick()
+
+    assert dispatcher.fills == 1
+
+
+@pytest.mark.parametrize(
+    ("state", "manifest", "owner", "swept"),
+    [
+        ("completed", "3a9", 7, True),
+        ("completed", "3a9", 8, False),  # retired: the directory is a newer job's
+        ("failed", None, 7, False),  # never published: its rows are not in data/
+        ("finalizing", "3a9", 7, False),
+    ],
+)
+def test_a_start_sweeps_what_was_published_and_not_swept(
+    published: list[object], tmp_path: Path, state: str, manifest: str | None, owner: int, swept: bool
+) -> None:
+    (tmp_path / layout.INPROGRESS).mkdir()
+    job = SimpleNamespace(id=7, state=JobState(state), manifest_sha256=manifest, output_uri=str(tmp_path))
+    sql = FakeSql(jobs=[job], owner=SimpleNamespace(id=owner))
+
+    reconciler(sql, FakeDispatcher()).sweep_published()
+
+    assert published == (["swept"] if swept else [])

@@ -1,0 +1,87 @@
+"""Named places at which a test makes the program die, stop, or run out of disk. Without a test they cost a look-up.
+
+A specification is `name:action` with commas between several; `name:action@3` acts when the place is reached the third
+time. Actions: `kill` (SIGKILL of this process), `stop` (SIGSTOP, until somebody lets it go on), `full` (no space left).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+NAMES = (
+    *("claim.before", "claim.after"),  # `before`: the hint has left the queue and is known to this process alone
+    *("segment.before_fsync", "segment.after_fsync", "segment.before_row", "segment.after_row"),
+    *("commit.before_fsync", "commit.after_fsync", "rename.before", "rename.after"),
+    *("commit.before_sql", "commit.after_sql"),
+    *("publish.before_parts", "publish.after_parts", "publish.before_manifest", "publish.after_manifest"),
+    *("publish.before_sql", "publish.after_sql", "dispatch.after_sql"),
+)
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _full() -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+ACTIONS: Mapping[str, Callable[[], None]] = MappingProxyType({"kill": _kill, "stop": _stop, "full": _full})
+
+
+class Failpoint:
+    """Acts when it is reached for the `at`th time, and only then."""
+
+    __slots__ = ("_act", "_left")
+
+    def __init__(self, action: str, at: int) -> None:
+        self._act = ACTIONS[action]
+        self._left = at
+
+    def reach(self) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self._act()
+
+
+class _Armed:
+    """The failpoints of this process: none, until `arm` is called once at its start."""
+
+    __slots__ = ("points",)
+
+    def __init__(self) -> None:
+        self.points: Mapping[str, Failpoint] = MappingProxyType({})
+
+
+_armed = _Armed()
+
+
+def arm(specification: str) -> None:
+    """Set the failpoints of this process. Raises ValueError for a name or an action that there is none of."""
+    _armed.points = MappingProxyType(parse(specification))
+
+
+def parse(specification: str) -> dict[str, Failpoint]:
+    points: dict[str, Failpoint] = {}
+    for entry in filter(None, specification.split(",")):
+        name, _, rest = entry.partition(":")
+        action, _, at = rest.partition("@")
+        if name not in NAMES or action not in ACTIONS:
+            raise ValueError(f"no failpoint {entry!r}; there are {', '.join(NAMES)} with {', '.join(ACTIONS)}")
+        points[name] = Failpoint(action, int(at or 1))
+    return points
+
+
+def reach(name: str) -> None:
+    """The program has come to this place."""
+    point = _armed.points.get(name)
+    if point is not None:
+        point.reach()

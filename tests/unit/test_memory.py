@@ -1,0 +1,55 @@
+"""The model in memory keeps the laws that a simulation leans on: it is a repository as the real ones are."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conformance.jobs import (  # noqa: F401
+    test_a_cancel_stops_waiting_shards_and_flags_running_ones,
+    test_a_cancelled_job_keeps_what_was_finished_and_counts_the_rest,
+    test_a_commit_that_comes_before_the_worker_saw_the_cancel_counts,
+    test_a_failed_job_fences_its_workers,
+    test_a_finaliser_whose_lease_ran_out_is_fenced_by_the_next,
+    test_a_job_cannot_be_published_while_shards_are_open,
+    test_a_job_is_published_once_by_one_finaliser,
+    test_a_job_of_which_no_row_succeeded_has_failed_and_says_why,
+    test_a_job_that_is_being_published_completes_in_spite_of_a_cancel,
+    test_a_job_that_was_never_planned_is_cancelled_at_once,
+    test_a_job_whose_shards_were_all_given_up_names_the_commonest_cause,
+    test_a_plan_is_stored_with_all_its_shards,
+    test_a_plan_whose_answer_was_lost_can_be_stored_again,
+    test_only_one_process_may_plan_a_job_until_its_lease_is_over,
+    test_only_the_present_planner_may_fail_a_job,
+    test_rows_are_counted_per_sample,
+    test_the_last_commit_moves_the_job_to_finalizing,
+)
+from tests.conformance.segments import (  # noqa: F401
+    test_a_commit_whose_answer_was_lost_can_be_repeated,
+    test_a_committed_shard_is_done_and_says_where,
+    test_a_zombie_can_seal_nothing,
+)
+from tests.conformance.shards import (  # noqa: F401
+    test_a_claim_never_takes_the_last_attempt_away_from_the_reconciler,
+    test_a_claim_starts_an_attempt_and_the_job,
+    test_a_claim_that_takes_an_expired_lease_counts_the_crash,
+    test_a_failed_attempt_counts_and_the_last_one_gives_the_shard_up,
+    test_a_forged_hint_is_dropped,
+    test_a_heartbeat_tells_what_is_still_held,
+    test_a_job_that_is_not_planned_or_has_ended_is_not_dispatched,
+    test_a_live_lease_does_not_expire,
+    test_a_preemption_is_not_a_crash,
+    test_a_release_can_keep_its_shard_back_for_a_while,
+    test_a_release_whose_answer_was_lost_can_be_repeated,
+    test_a_second_hint_for_the_same_shard_is_dropped,
+    test_a_shard_that_kills_its_workers_is_given_up_without_its_sealed_rows,
+    test_a_stale_hint_is_given_again_under_a_new_number,
+    test_an_expired_lease_is_a_crash_and_the_shard_is_ready_again,
+    test_expired_shards_of_a_cancelled_job_do_not_run_again,
+    test_only_the_holder_may_release,
+)
+from tests.memory import MemoryRepository
+
+
+@pytest.fixture
+def repository() -> MemoryRepository:
+    return MemoryRepository()
