@@ -63,6 +63,7 @@ jobs = Table(
     Column("output_uri", String, nullable=False),
     Column("spec", JSON, nullable=False),
     Column("spec_hash", String, nullable=False),
+    Column("options", JSON, nullable=False, server_default=text("'{}'")),  # all that planning needs
     Column("tags", JSON, nullable=False),
     Column("max_shard_attempts", Integer, nullable=False),
     # the frozen plan; null until it is stored

@@ -32,11 +32,12 @@ from storage.records import (
     WorkerRecord,
 )
 from storage.repository import dispatching, integrity, jobs, plans, segments, shards, stats, workers
+from storage.repository.steering import Steering
 
 _log = logging.getLogger(__name__)
 
 
-class Repository:
+class Repository(Steering):
     """Jobs, shards, segments, workers and statistics in SQLite or PostgreSQL. May be shared by threads."""
 
     def __init__(self, url: str) -> None:

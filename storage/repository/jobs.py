@@ -41,6 +41,7 @@ def create(conn: Connection, new: NewJob) -> Job:
             output_uri=new.output_uri,
             spec=new.spec,
             spec_hash=new.spec_hash,
+            options=new.options,
             tags=new.tags,
             max_shard_attempts=new.max_shard_attempts,
             created_at=now(),
