@@ -28,14 +28,14 @@ from storage.records import Job
 from storage.repository import Repository
 from storage.states import JOB_FINAL, JobState
 
-How = Literal["new", "replanned", "resumed", "attached", "ended"]
+How = Literal["new", "replanned", "resumed", "attached", "paused", "ended"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
     """A job in the queue, and how the command came by it: `new`; or it was there and `replanned`: its planning had been
-    broken off and was done now; `resumed`: nobody is at work on it; `attached`: somebody is; `ended`. `plan` is set
-    when this command made it."""
+    broken off and was done now; `resumed`: nobody is at work on it; `attached`: somebody is; `paused`; `ended`.
+    `plan` is set when this command made it."""
 
     job: Job
     how: How
@@ -153,6 +153,8 @@ def _asked(job: Job, submission: Submission, is_new: bool, settings: Settings) -
 def _how(job: Job, repository: Repository, settings: Settings) -> How:
     if job.state in JOB_FINAL:
         return "ended"
+    if job.state is JobState.PAUSED:
+        return "paused"
     live = repository.workers(settings.worker_stale_seconds)
     return "attached" if any(worker.model_key == job.model.key for worker in live) else "resumed"
 

@@ -192,10 +192,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """The answer to a heartbeat: which (shard, epoch) we still hold, and which of their jobs want to be cancelled."""
+    """The answer to a heartbeat: which (shard, epoch) we still hold, and what is wanted of their jobs."""
 
     held: frozenset[ShardId]
-    cancelled: frozenset[ShardId]
+    cancelled: frozenset[ShardId]  # take no further row
+    aborted: frozenset[ShardId] = frozenset()  # of these: end the rows in the engine as well
+    paused: frozenset[ShardId] = frozenset()  # give it back; it goes on later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,6 +70,7 @@ def _tell(submitted: Submitted) -> None:
         "replanned": f"{before}; its planning had been broken off and is done now",
         "resumed": f"{before} and is resumed",
         "attached": f"{before} and is being worked on; this command attaches to it",
+        "paused": f"{before} and is paused; `nightmill resume {job.id}` lets it go on",
         "ended": f"{before} and is {job.state.value}",
     }
     terminal.say(f"job {job.id} {told[submitted.how]}: {job.model.source} -> {job.output_uri}")

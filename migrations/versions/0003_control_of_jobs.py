@@ -17,3 +17,5 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("options", sa.JSON(), server_default=sa.text("'{}'"), nullable=False))
+    for name in ("paused_at", "abort_requested_at"):
+        op.add_column("jobs", sa.Column(name, sa.Double(), nullable=True))

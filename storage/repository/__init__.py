@@ -105,14 +105,6 @@ class Repository(Steering):
         if moved:
             _log.warning("job_failed job=%d error=%s", job_id, error)
 
-    def request_cancel(self, job_id: JobId) -> Job:
-        """Flag a cancel, cancel its shards that are not running; the job moves to cancelling (from validating straight
-        to cancelled). A job that is being published completes: all its rows have ended."""
-        with self._db.write() as conn:
-            job = jobs.request_cancel(conn, job_id)
-        _log.info("job_cancel_requested job=%d state=%s", job_id, job.state)
-        return job
-
     def retire_job(self, job_id: JobId) -> bool:
         """Free the run key and output directory of an ended job for a new one; its history stays. False if it is open
         or retired."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, case, select, update
 
 from storage.database import now
+from storage.errors import JobConflict
 from storage.records import Job, JobId
-from storage.repository.jobs import fenced
+from storage.repository.jobs import fenced, get
 from storage.repository.rows import as_job
-from storage.states import JobState
-from storage.tables import jobs
+from storage.states import JOB_RUNNABLE, JobState, ShardState
+from storage.tables import jobs, shards
 
 
 def release(conn: Connection, job_id: JobId, epoch: int) -> None:
@@ -35,3 +36,42 @@ def unplanned(conn: Connection, idle_seconds: float) -> list[Job]:
         .order_by(jobs.c.id)
     )
     return [as_job(row) for row in rows]
+
+
+# --- queued, in_progress <-> paused ---------------------------------------------------------------------------------
+
+
+def pause(conn: Connection, job_id: JobId) -> Job:
+    moved = conn.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state.in_(JOB_RUNNABLE))
+        .values(state=JobState.PAUSED, paused_at=now())
+    )
+    job = get(conn, job_id)
+    if moved.rowcount != 1 and job.state != JobState.PAUSED:
+        raise JobConflict(f"job {job_id} is {job.state}; only a job that is queued or in progress can be paused")
+    _forget_hints(conn, job_id)
+    return job
+
+
+def resume(conn: Connection, job_id: JobId) -> Job:
+    moved = conn.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.PAUSED)
+        .values(state=case((jobs.c.started_at.is_(None), JobState.QUEUED), else_=JobState.IN_PROGRESS), paused_at=None)
+    )
+    job = get(conn, job_id)
+    if moved.rowcount == 1:
+        _forget_hints(conn, job_id)  # of a dispatch that overlapped with the pause
+    elif job.state not in JOB_RUNNABLE:
+        raise JobConflict(f"job {job_id} is {job.state}; only a paused job can be resumed")
+    return job
+
+
+def _forget_hints(conn: Connection, job_id: JobId) -> None:
+    """queued -> ready: a hint that came while the job was paused was dropped, so that a new one has to be sent."""
+    conn.execute(
+        update(shards)
+        .where(shards.c.job_id == job_id, shards.c.state == ShardState.QUEUED)
+        .values(state=ShardState.READY)
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 
 from storage.records import Job, JobId, ModelRef, Shard, ShardId
 from storage.states import JobState, ShardState
+from tests.unit.jobs.bench import Bench, make_bench
 from tests.unit.jobs.desk import Desk
 
 MakeJob = Callable[..., Job]
@@ -83,3 +84,9 @@ def make_shard() -> MakeShard:
 @pytest.fixture
 def desk(tmp_path: Path) -> Desk:
     return Desk(tmp_path)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with make_bench(tmp_path) as made:
+        yield made
