@@ -15,15 +15,20 @@ log = logging.getLogger(__name__)
 
 
 class Lease:
-    """The right to work on one shard under one epoch. `lost` and `cancelled` are set by the heartbeat, never unset."""
+    """The right to work on one shard under one epoch. The flags are set by the heartbeat, never unset.
 
-    __slots__ = ("cancelled", "epoch", "lost", "shard_id")
+    `cancelled`: no further row; `aborted`: end those in the engine too; `paused`: the same, and the job goes on later.
+    """
+
+    __slots__ = ("aborted", "cancelled", "epoch", "lost", "paused", "shard_id")
 
     def __init__(self, shard_id: ShardId, epoch: int) -> None:
         self.shard_id = shard_id
         self.epoch = epoch
         self.lost = False
         self.cancelled = False
+        self.aborted = False
+        self.paused = False
 
 
 class LeaseKeeper:
@@ -95,6 +100,8 @@ class LeaseKeeper:
             for shard_id, lease in leases.items():
                 lease.lost = lease.lost or shard_id not in answer.held
                 lease.cancelled = lease.cancelled or shard_id in answer.cancelled
+                lease.aborted = lease.aborted or shard_id in answer.aborted
+                lease.paused = lease.paused or shard_id in answer.paused
         self._repository.beat_worker(self.owner, self._boot_id, self._state)
         self._last_good = sent_at
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,6 +89,32 @@ class SubmitOptions:
             "on_too_long": self.on_too_long,
             "keep_columns": None if self.keep_columns is None else sorted(self.keep_columns),
         }
+
+    def frozen(self) -> dict[str, Any]:
+        """Everything that planning needs, JSON-ready, with paths that mean the same to every process."""
+        return self.spec("") | {
+            "inputs": [os.path.abspath(path) for path in self.inputs],
+            "output": os.path.abspath(self.output),
+            "keep_columns": None if self.keep_columns is None else list(self.keep_columns),
+            "order": self.order,
+            "shard_tokens": self.shard_tokens,
+            "shard_rows": self.shard_rows,
+        }
+
+    @staticmethod
+    def thawed(frozen: Mapping[str, Any]) -> SubmitOptions:
+        """The inverse of `frozen`, for whoever plans the job. Names, tags and the like are in the job's record."""
+        fields = {name: value for name, value in frozen.items() if name != "model_key"}
+        keep = fields["keep_columns"]
+        return SubmitOptions(
+            **fields
+            | {
+                "inputs": tuple(fields["inputs"]),
+                "output": Path(fields["output"]),
+                "sampling": Sampling.from_spec(fields["sampling"]),
+                "keep_columns": None if keep is None else tuple(keep),
+            }
+        )
 
 
 def hash_spec(spec: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ class Ending(StrEnum):
     FENCED = "fenced"  # a newer epoch owns the shard
     PREEMPTED = "preempted"  # this worker is stopping, or the task was revoked
     CANCELLED = "cancelled"  # the job was cancelled
+    PAUSED = "paused"  # the job was paused
 
 
 class ShardFailed(Exception):

@@ -1,4 +1,5 @@
-"""The loop that makes everything happen at last: leases that ran out, hints that got lost, jobs that are complete.
+"""The loop that makes everything happen at last: leases that ran out, hints that got lost, jobs that are complete or
+were left half-planned.
 
 Any number may run, since every move is compare-and-set. It depends on SQL alone; without the broker, hints wait.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_when_event_set, wait_exponential
 from tenacity.nap import sleep_using_event
 
+from jobs.abandoned import AbandonedJobs
 from jobs.app import make_app
 from jobs.dispatch import BrokerDown, Dispatcher
 from jobs.embedded import connect
@@ -60,6 +62,7 @@ class Reconciler:
         self._repository = repository
         self._dispatcher = dispatcher
         self._owner = f"reconciler-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
+        self._abandoned = AbandonedJobs(settings, repository, self._owner)
 
     def sweep_published(self) -> None:
         """Remove what a reconciler that died right after publishing could not. Raises DatabaseDown."""
@@ -79,6 +82,7 @@ class Reconciler:
             )
         for job in self._repository.advance_jobs():
             self._finalise(job)
+        self._abandoned.look()
         self._dispatcher.fill()
 
     def run(self, stop: threading.Event, *, every: float | None = None) -> None:
@@ -92,10 +96,13 @@ class Reconciler:
             before_sleep=_log_outage,
             retry_error_callback=lambda state: None,
         )
-        patiently(self.sweep_published)
-        while not stop.is_set():
-            patiently(self.tick)
-            stop.wait(pause)
+        try:
+            patiently(self.sweep_published)
+            while not stop.is_set():
+                patiently(self.tick)
+                stop.wait(pause)
+        finally:
+            self._abandoned.stop()
 
     def _finalise(self, job: Job) -> None:
         """Publish one job if nobody else does. A job that cannot be published fails with the reason."""

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from storage.records import GroupStats, Job, ModelRef, RunStats, Shard, ShardId, WorkerRecord
-from storage.states import JOB_FINAL, SHARD_OPEN, ShardState
+from storage.states import JOB_FINAL, SHARD_OPEN, JobState, ShardState
 
 if TYPE_CHECKING:
     from jobs.planning import Plan
@@ -191,6 +191,8 @@ def missing_processes(job: Job, shards: Sequence[Shard], staff: Staff) -> list[s
     """What has to be started before this job can go on, each with its command; empty when nothing is missing."""
     if job.state in JOB_FINAL:
         return []
+    if job.state is JobState.PAUSED:
+        return [f"job {job.id} is paused: `nightmill resume {job.id}` lets it go on"]
     if staff.embedded:
         again = f"run the same submit again (output {job.output_uri})"
         return [] if staff.owner else [f"nobody owns this state directory, so nothing runs: {again}"]

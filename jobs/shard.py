@@ -177,6 +177,8 @@ class Attempt:
     def _requests(self, rows: Iterator[tuple[PlanRow, RowPlan]]) -> Iterator[Request]:
         """The rows that are not sealed yet, as requests; pulled by the engine as it has room."""
         for row, plan in rows:
+            if self.lease.cancelled:  # what the engine has is finished, unless it is aborted
+                return
             if row.error_code:
                 self._refused.append(row)
             else:
@@ -195,15 +197,17 @@ class Attempt:
             if self.recorder.due:
                 self.recorder.seal()
         self._take([])
-        return self._must_end() or Ending.DONE
+        return self._must_end() or (Ending.CANCELLED if self.lease.cancelled and self._owed else Ending.DONE)
 
     def _must_end(self) -> Ending | None:
         if self.lease.lost:
             raise Fenced(f"shard {self.shard.id} epoch {self.shard.epoch}: another worker has it")
         if not self.tools.engine.alive:
             raise EngineDead("the engine has ended; its worker starts again and the shard is tried again")
-        if self.lease.cancelled:
+        if self.lease.aborted:
             return Ending.CANCELLED
+        if self.lease.paused:
+            return Ending.PAUSED
         if self.tools.stopping.is_set() or self.revoked.is_set():
             return Ending.PREEMPTED
         return None

@@ -9,8 +9,8 @@ from typing import Any
 
 from jobs.columns import Columns, choose_columns
 from jobs.intake import RowEncoder
-from jobs.models import ResolvedModel, resolve_model
-from jobs.options import MOST_SHARDS, SHARD_ROWS, SHARD_TOKENS, SubmitOptions, derive_seed, hash_spec
+from jobs.models import ResolvedModel, model_files, resolve_model
+from jobs.options import MOST_SHARDS, SHARD_ROWS, SHARD_TOKENS, SubmitOptions, changed_keys, derive_seed, hash_spec
 from jobs.planner import CutLimits
 from jobs.planning import PlanTask
 from jobs.prompts import PromptEncoder
@@ -20,7 +20,10 @@ from storage import layout
 from storage.errors import InputInvalid
 from storage.output import Owner
 from storage.parquet.reader import InputFiles, open_input
-from storage.records import NewJob
+from storage.records import Job, ModelRef, NewJob
+
+WIDTH = "max_sequences"
+"""Beside the frozen options: the batch that shards were made for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ class Submission:
             output_uri=str(self.out),
             spec=self.spec | {"job_seed": self.job_seed},  # recorded; it follows from specification and input
             spec_hash=self.spec_hash,
+            options=self.options.frozen() | {WIDTH: self.settings.max_sequences},
             max_shard_attempts=self.settings.max_shard_attempts,
             tags=dict(options.tags),
         )
@@ -84,14 +88,17 @@ class Submission:
         )
 
 
-def check(options: SubmitOptions, settings: Settings) -> Submission:
+def check(options: SubmitOptions, settings: Settings, model_ref: ModelRef | None = None) -> Submission:
     """Read footers, tokenizer and template, and decide what every column means; writes nothing.
 
-    Raises InputInvalid, ModelUnknown.
+    `model_ref`: the model as SQL names it, if it does already. Raises InputInvalid, ModelUnknown.
     """
     inputs = open_input(options.inputs)
     columns = choose_columns(inputs.schema, options)
-    model = resolve_model(options.model, options.model_revision, settings.home, dtype=settings.dtype)
+    if model_ref is None:
+        model = resolve_model(options.model, options.model_revision, settings.home, dtype=settings.dtype)
+    else:
+        model = ResolvedModel(model_files(model_ref, settings.home), model_ref)
     encoder = PromptEncoder.open(model.path)
     try:
         check_overrides(options.sampling.as_spec(), encoder.vocab_size)
@@ -124,3 +131,16 @@ def check(options: SubmitOptions, settings: Settings) -> Submission:
         job_seed=job_seed,
         spec_hash=spec_hash,
     )
+
+
+def submission_of(job: Job, settings: Settings) -> Submission:
+    """The submission that a job was made from, out of its record alone. Raises InputInvalid, ModelUnknown."""
+    frozen = dict(job.options)
+    settings = settings.model_copy(update={WIDTH: frozen.pop(WIDTH)})
+    submission = check(SubmitOptions.thawed(frozen), settings, job.model)
+    if submission.inputs.fingerprint != job.input_fingerprint:
+        raise InputInvalid("changed", f"the input {job.input_uri} has changed since job {job.id} was submitted")
+    if submission.spec_hash != job.spec_hash:
+        changes = "; ".join(changed_keys(job.spec, submission.spec))
+        raise InputInvalid("changed", f"job {job.id} cannot be planned as it was submitted ({changes})")
+    return submission

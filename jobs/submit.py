@@ -11,33 +11,31 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from jobs.freezing import freeze_plan
 from jobs.options import SubmitOptions, changed_keys
 from jobs.planning import Plan, Progress, make_plan, silent
 from jobs.settings import Settings
-from jobs.submission import Submission, check
-from jobs.withdrawal import give_back, withdraw
+from jobs.submission import Submission, check, submission_of
 from storage import layout
-from storage.durable import move, sync_folder
-from storage.errors import Fenced, InputInvalid, JobConflict, OutputConflict, StorageError
-from storage.output import Owner, drop_output, read_owner, sweep, take_output
-from storage.parquet.reader import open_input
+from storage.errors import InputInvalid, JobConflict, OutputConflict
+from storage.output import Owner, drop_output, read_owner, take_output
 from storage.records import Job
 from storage.repository import Repository
 from storage.states import JOB_FINAL, JobState
 
-How = Literal["new", "attached", "resumed"]
+How = Literal["new", "replanned", "resumed", "attached", "paused", "ended"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitted:
-    """A job in the queue, and how the command came by it: `new`; `resumed`: it was there and nobody is at work on it;
-    `attached`: it was there and has ended or is being worked on. `plan` is set when this command made it."""
+    """A job in the queue, and how the command came by it: `new`; or it was there and `replanned`: its planning had been
+    broken off and was done now; `resumed`: nobody is at work on it; `attached`: somebody is; `paused`; `ended`.
+    `plan` is set when this command made it."""
 
     job: Job
     how: How
@@ -62,8 +60,10 @@ def submit(
     while job.state == JobState.VALIDATING:
         epoch = repository.claim_job(job.id, _me(), settings.lease_seconds)
         if epoch is not None:
-            plan, job = _plan(job, epoch, submission, repository, progress)
-            return Submitted(job=job, how="new" if is_new else "resumed", plan=plan)
+            plan, job = freeze_plan(
+                job, epoch, _asked(job, submission, is_new, settings), repository, settings, progress
+            )
+            return Submitted(job=job, how="new" if is_new else "replanned", plan=plan)
         # Another process plans it, or was killed at it: then its lease runs out.
         progress("wait", 0, 0)
         time.sleep(min(1.0, settings.heartbeat_seconds))
@@ -143,65 +143,21 @@ def _refuse_other(job: Job, submission: Submission) -> None:
         )
 
 
-def _plan(job: Job, epoch: int, submission: Submission, repository: Repository, progress: Progress) -> tuple[Plan, Job]:
-    """Plan and queue under the epoch. A failure ends the job and gives OUT back, unless somebody else took it over."""
-    try:
-        take_output(submission.out, submission.owner)
-        sweep(submission.out)  # what an interrupted planning left
-        # Written under the epoch's own name: a planner that lost its lease does not reach the plan of the next.
-        draft = submission.out / layout.PLAN.replace(".parquet", f".e{epoch}.parquet")
-        renew = partial(repository.renew_job, job.id, epoch, submission.settings.lease_seconds)
-        watched = _both(_renewing(renew, submission.settings.heartbeat_seconds), progress)
-        plan = make_plan(submission.plan_task(draft), watched)
-        if open_input(submission.options.inputs).fingerprint != submission.inputs.fingerprint:
-            raise InputInvalid("changed", "the input was changed while it was read; submit again when it is complete")
-        renew()
-        move(draft, submission.out / layout.PLAN)
-        sync_folder(draft.parent)
-        return plan, repository.queue_job(job.id, epoch, plan.record, plan.shards)
-    except BaseException as error:
-        with suppress(StorageError):  # the first error is the one to tell
-            _withdraw(job, epoch, repository, str(error) or type(error).__name__)
-        raise
-
-
-def _withdraw(job: Job, epoch: int, repository: Repository, why: str) -> None:
-    try:
-        withdraw(repository, job, epoch, why)
-    except Fenced:
-        now = repository.get_job(job.id)
-        if now.state in JOB_FINAL and now.plan is None:
-            give_back(repository, now)
-        # Otherwise another process took it over; OUT is its own.
+def _asked(job: Job, submission: Submission, is_new: bool, settings: Settings) -> Callable[[], Submission]:
+    """What was asked first stands, also order and shards; the record of an older version does not have them."""
+    if is_new or not job.options:
+        return lambda: submission
+    return partial(submission_of, job, settings)
 
 
 def _how(job: Job, repository: Repository, settings: Settings) -> How:
     if job.state in JOB_FINAL:
-        return "attached"
+        return "ended"
+    if job.state is JobState.PAUSED:
+        return "paused"
     live = repository.workers(settings.worker_stale_seconds)
     return "attached" if any(worker.model_key == job.model.key for worker in live) else "resumed"
 
 
 def _me() -> str:
     return f"submit-{os.getpid()}@{socket.gethostname()}"
-
-
-def _renewing(renew: Callable[[], None], every_seconds: float) -> Progress:
-    """Progress that keeps the right to plan."""
-    last = time.monotonic()
-
-    def tick(stage: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last >= every_seconds:
-            renew()
-            last = time.monotonic()
-
-    return tick
-
-
-def _both(first: Progress, second: Progress) -> Progress:
-    def call(stage: str, done: int, total: int) -> None:
-        first(stage, done, total)
-        second(stage, done, total)
-
-    return call

@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 NO_DATABASE = "no database"
 MANY_JOBS = 10_000
-JOB_WORKING = frozenset({JobState.IN_PROGRESS, JobState.CANCELLING})
+JOB_WORKING = frozenset({JobState.IN_PROGRESS, JobState.PAUSED, JobState.CANCELLING})
 
 
 def run_worker(

@@ -34,6 +34,7 @@ class NewJob:
     output_uri: str  # absolute path of OUT
     spec: dict[str, Any]
     spec_hash: str
+    options: dict[str, Any] = field(default_factory=dict)  # all that planning needs, as JSON
     max_shard_attempts: int = 5
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -87,6 +88,7 @@ class Job:
     started_at: datetime | None
     finished_at: datetime | None
     manifest_sha256: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # empty: an older version submitted it
     max_shard_attempts: int = 5
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -190,10 +192,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """The answer to a heartbeat: which (shard, epoch) we still hold, and which of their jobs want to be cancelled."""
+    """The answer to a heartbeat: which (shard, epoch) we still hold, and what is wanted of their jobs."""
 
     held: frozenset[ShardId]
-    cancelled: frozenset[ShardId]
+    cancelled: frozenset[ShardId]  # take no further row
+    aborted: frozenset[ShardId] = frozenset()  # of these: end the rows in the engine as well
+    paused: frozenset[ShardId] = frozenset()  # give it back; it goes on later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

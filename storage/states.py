@@ -1,7 +1,8 @@
 """The state machines of jobs and shards on one page.
 
 Job:    validating -> queued -> in_progress -> finalizing -> completed
-        any open state -> cancelling -> cancelled;  any open state -> failed | expired;  in_progress <-> paused
+        any open state -> cancelling -> cancelled;  any open state -> failed | expired
+        queued, in_progress <-> paused
 Shard:  ready -> queued -> running -> done
         running -> ready (released, or its lease expired);  ready, running -> dead | split;  any open -> cancelled
 Row:    succeeded | errored | expired | canceled  (once it has ended)

@@ -63,6 +63,7 @@ jobs = Table(
     Column("output_uri", String, nullable=False),
     Column("spec", JSON, nullable=False),
     Column("spec_hash", String, nullable=False),
+    Column("options", JSON, nullable=False, server_default=text("'{}'")),  # all that planning needs
     Column("tags", JSON, nullable=False),
     Column("max_shard_attempts", Integer, nullable=False),
     # the frozen plan; null until it is stored
@@ -91,7 +92,9 @@ jobs = Table(
     Column("queued_at", Double),
     Column("started_at", Double),
     Column("finalizing_at", Double),
+    Column("paused_at", Double),
     Column("cancel_requested_at", Double),
+    Column("abort_requested_at", Double),  # a cancel that does not wait for the rows in the engines
     Column("finished_at", Double),
     Column("retired_at", Double),  # its run key and output directory are free again
     CheckConstraint("rows_succeeded + rows_errored + rows_expired + rows_canceled <= rows_total", name="rows"),

@@ -1,4 +1,4 @@
-"""Commands that look at jobs: list, status, watch, results, stats; and cancel."""
+"""Commands that look at jobs: list, status, watch, results, stats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="JSON also on a termina
 
 def add_to(app: typer.Typer) -> None:
     app.command("list")(list_jobs)
-    for command in (status, watch, cancel, results, stats):
+    for command in (status, watch, results, stats):
         app.command()(command)
 
 
@@ -64,15 +64,6 @@ def watch(
         except KeyboardInterrupt:
             raise Interrupted(f"job {job} goes on; follow it with: nightmill watch {job}") from None
     raise typer.Exit(of_job(ended))
-
-
-def cancel(job: JobArgument) -> None:
-    """Cancel a job; rows that are done are kept and published."""
-    from storage.records import JobId
-
-    with place.find().repository() as repository:
-        state = repository.request_cancel(JobId(job)).state
-    terminal.say(f"job {job} is {state.value}")
 
 
 def results(

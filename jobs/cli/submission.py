@@ -64,7 +64,15 @@ def _tell(submitted: Submitted) -> None:
     if submitted.plan is not None:
         for line in report.plan_lines(submitted.plan):
             terminal.say(line)
-    told = {"new": "submitted", "attached": "was submitted before", "resumed": "was submitted before and is resumed"}
+    before = "was submitted before"
+    told = {
+        "new": "submitted",
+        "replanned": f"{before}; its planning had been broken off and is done now",
+        "resumed": f"{before} and is resumed",
+        "attached": f"{before} and is being worked on; this command attaches to it",
+        "paused": f"{before} and is paused; `nightmill resume {job.id}` lets it go on",
+        "ended": f"{before} and is {job.state.value}",
+    }
     terminal.say(f"job {job.id} {told[submitted.how]}: {job.model.source} -> {job.output_uri}")
     sys.stdout.write(f"{job.id}\n")
     sys.stdout.flush()

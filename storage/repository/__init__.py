@@ -32,11 +32,12 @@ from storage.records import (
     WorkerRecord,
 )
 from storage.repository import dispatching, integrity, jobs, plans, segments, shards, stats, workers
+from storage.repository.steering import Steering
 
 _log = logging.getLogger(__name__)
 
 
-class Repository:
+class Repository(Steering):
     """Jobs, shards, segments, workers and statistics in SQLite or PostgreSQL. May be shared by threads."""
 
     def __init__(self, url: str) -> None:
@@ -103,14 +104,6 @@ class Repository:
             moved = jobs.fail(conn, job_id, epoch, error)
         if moved:
             _log.warning("job_failed job=%d error=%s", job_id, error)
-
-    def request_cancel(self, job_id: JobId) -> Job:
-        """Flag a cancel, cancel its shards that are not running; the job moves to cancelling (from validating straight
-        to cancelled). A job that is being published completes: all its rows have ended."""
-        with self._db.write() as conn:
-            job = jobs.request_cancel(conn, job_id)
-        _log.info("job_cancel_requested job=%d state=%s", job_id, job.state)
-        return job
 
     def retire_job(self, job_id: JobId) -> bool:
         """Free the run key and output directory of an ended job for a new one; its history stays. False if it is open

@@ -41,6 +41,7 @@ def create(conn: Connection, new: NewJob) -> Job:
             output_uri=new.output_uri,
             spec=new.spec,
             spec_hash=new.spec_hash,
+            options=new.options,
             tags=new.tags,
             max_shard_attempts=new.max_shard_attempts,
             created_at=now(),
@@ -167,8 +168,10 @@ def fail(conn: Connection, job_id: JobId, epoch: int | None, error: str) -> bool
     return True
 
 
-def request_cancel(conn: Connection, job_id: JobId) -> Job:
+def request_cancel(conn: Connection, job_id: JobId, at_once: bool) -> Job:
     row = locked(conn, job_id)
+    if at_once and row.state not in JOB_FINAL and row.abort_requested_at is None:
+        conn.execute(update(jobs).where(jobs.c.id == job_id).values(abort_requested_at=now()))
     if row.state in JOB_FINAL or row.cancel_requested_at is not None:
         return as_job(row)
     conn.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=now()))

@@ -23,6 +23,7 @@ def as_job(row: Row[Any]) -> Job:
         output_uri=row.output_uri,
         spec=row.spec,
         spec_hash=row.spec_hash,
+        options=row.options,
         plan=_as_plan(row),
         rows_total=row.rows_total,
         rows_succeeded=row.rows_succeeded,

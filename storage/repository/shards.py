@@ -89,12 +89,19 @@ def heartbeat(conn: Connection, owner: str, held: Collection[tuple[ShardId, int]
         .returning(shards.c.id)
     )
     ids = list(renewed.scalars())
-    cancelled = conn.scalars(
-        select(shards.c.id)
+    unwanted = conn.execute(
+        select(shards.c.id, jobs.c.state, jobs.c.abort_requested_at)
         .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(shards.c.id.in_(ids), jobs.c.state == JobState.CANCELLING)
+        .where(shards.c.id.in_(ids), jobs.c.state.not_in(JOB_RUNNABLE))
+    ).all()
+    paused = frozenset(ShardId(row.id) for row in unwanted if row.state == JobState.PAUSED)
+    at_once = (row for row in unwanted if row.abort_requested_at is not None)
+    return Beat(
+        held=frozenset(map(ShardId, ids)),
+        cancelled=frozenset(ShardId(row.id) for row in unwanted) - paused,
+        aborted=frozenset(ShardId(row.id) for row in at_once) - paused,
+        paused=paused,
     )
-    return Beat(held=frozenset(map(ShardId, ids)), cancelled=frozenset(map(ShardId, cancelled)))
 
 
 # --- running -> ready, dead, cancelled --------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Workers, zombies, reconciler and a cancel in any order on one job, against a model of what each may do.
+"""Workers, zombies, reconciler, pauses and a cancel in any order on one job, against a model of what each may do.
 
 The model knows the row count of every shard, the epoch that holds it, and what was sealed under the guard of an epoch.
 After each step the database must agree with the model and with itself; at the end every row has ended exactly once.
@@ -21,7 +21,7 @@ from storage import migrate
 from storage.errors import Fenced
 from storage.records import Shard, ShardId
 from storage.repository import Repository
-from storage.states import SHARD_OPEN, JobState, ShardState
+from storage.states import JOB_RUNNABLE, SHARD_OPEN, JobState, ShardState
 from tests.conformance.samples import LEASE, OVER, commit, queued_job, segment, stats_of
 
 NUM_SHARDS = 2
@@ -74,6 +74,7 @@ class ShardMachine(RuleBasedStateMachine):
 
         if claim is not None:
             assert before.state in SHARD_OPEN
+            assert claim.job.state is JobState.IN_PROGRESS
             assert claim.shard.epoch == before.epoch + 1
             self.attempts.append(claim.shard)
             self.current[before.id] = claim.shard.epoch
@@ -136,6 +137,16 @@ class ShardMachine(RuleBasedStateMachine):
         if really == 0:
             self.repository.request_cancel(self.job_id)
 
+    @rule(really=st.integers(0, 2))
+    def pause(self, really: int) -> None:
+        if really == 0 and self._job_state() in JOB_RUNNABLE:
+            self.repository.pause_job(self.job_id)
+
+    @rule()
+    def resume(self) -> None:
+        if self._job_state() is JobState.PAUSED:
+            self.repository.resume_job(self.job_id)
+
     # --- laws -----------------------------------------------------------------------------------------------
 
     @invariant()
@@ -159,6 +170,7 @@ class ShardMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def _run_to_the_end(self) -> None:
+        self.resume()
         for shard in self._shards():
             if shard.state == ShardState.RUNNING:
                 self.repository.heartbeat(str(shard.lease_owner), [(shard.id, shard.epoch)], OVER)
@@ -180,6 +192,9 @@ class ShardMachine(RuleBasedStateMachine):
         assert job.rows_succeeded == sum(self.sealed.values())
 
     # --- below ----------------------------------------------------------------------------------------------
+
+    def _job_state(self) -> JobState:
+        return self.repository.get_job(self.job_id).state
 
     def _shards(self) -> list[Shard]:
         return self.repository.shards(self.job_id)

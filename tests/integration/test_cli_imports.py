@@ -60,6 +60,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> Non
         (["stats", "1"], 9),
         (["results", "1"], 9),
         (["cancel", "1"], 9),
+        (["pause", "1"], 9),
+        (["resume", "1"], 9),
         (["watch", "1"], 9),
         (["doctor"], 0),
         (["submit", "missing.parquet", "-o", "OUT", "--model", "none"], 3),

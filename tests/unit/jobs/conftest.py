@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storage.records import Job, JobId, ModelRef, Shard, ShardId
 from storage.states import JobState, ShardState
+from tests.unit.jobs.bench import Bench, make_bench
+from tests.unit.jobs.desk import Desk
 
 MakeJob = Callable[..., Job]
 MakeShard = Callable[..., Shard]
@@ -76,3 +79,14 @@ def make_shard() -> MakeShard:
         return Shard(**{**fields, **changes})
 
     return make
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    with make_bench(tmp_path) as made:
+        yield made

@@ -19,6 +19,8 @@ class FakeSql:
 
     held: set[ShardId] = field(default_factory=set)
     cancelled: set[ShardId] = field(default_factory=set)
+    aborted: set[ShardId] = field(default_factory=set)
+    paused: set[ShardId] = field(default_factory=set)
     down: bool = False
     fenced: bool = False
     asked: list[list[tuple[ShardId, int]]] = field(default_factory=list)
@@ -28,7 +30,12 @@ class FakeSql:
         if self.down:
             raise DatabaseDown("down")
         self.asked.append(sorted(held))
-        return Beat(held=frozenset(self.held), cancelled=frozenset(self.cancelled))
+        return Beat(
+            held=frozenset(self.held),
+            cancelled=frozenset(self.cancelled),
+            aborted=frozenset(self.aborted),
+            paused=frozenset(self.paused),
+        )
 
     def beat_worker(self, worker_id: str, boot_id: str, state: str) -> None:
         if self.fenced:
@@ -83,6 +90,18 @@ def test_a_cancel_arrives_with_the_heartbeat() -> None:
 
     assert lease.cancelled
     assert not lease.lost
+
+
+def test_a_flag_that_was_heard_once_stays() -> None:
+    sql = FakeSql(held={A}, aborted={A}, paused={A})
+    leases = keeper(sql, Clock())
+    lease = leases.hold(A, 1)
+    leases.beat()
+    sql.aborted, sql.paused = set(), set()
+
+    leases.beat()
+
+    assert (lease.aborted, lease.paused, lease.cancelled) == (True, True, False)
 
 
 def test_while_sql_is_down_no_lease_is_lost_but_silence_grows_from_the_last_good_question() -> None:

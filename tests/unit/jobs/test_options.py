@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,3 +81,20 @@ def test_seeds_are_pure_and_fit_into_63_bits() -> None:
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(7, "row0") == 2275059208173276906
+
+
+def test_frozen_options_are_json_and_thaw_to_what_plans_the_same() -> None:
+    asked = options(
+        inputs=("a/*.parquet", "b"),
+        sampling=Sampling().overridden({"max_tokens": 7, "stop": ["x"], "n": 2}),
+        keep_columns=("z", "a"),
+        order="longest",
+        shard_tokens=9,
+        seed=3,
+    )
+
+    thawed = SubmitOptions.thawed(json.loads(json.dumps(asked.frozen())))
+
+    assert thawed.inputs == (str(Path.cwd() / "a/*.parquet"), str(Path.cwd() / "b"))
+    assert thawed == replace(asked, inputs=thawed.inputs, output=thawed.output)
+    assert thawed.spec("k") == asked.spec("k")

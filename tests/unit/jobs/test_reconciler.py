@@ -46,6 +46,9 @@ class FakeSql:
     def claim_job(self, job_id: int, owner: str, lease_seconds: float) -> int | None:
         return self.epoch if self.free else None
 
+    def unplanned_jobs(self, idle_seconds: float) -> list[object]:
+        return []
+
     def renew_job(self, job_id: int, epoch: int, lease_seconds: float) -> None:
         self.asked.append("renew")
 

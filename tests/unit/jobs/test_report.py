@@ -211,3 +211,11 @@ def test_in_embedded_mode_only_the_owner_can_be_missing(
     staff = report.Staff.of([], embedded=True, owner=owner)
 
     assert len(report.missing_processes(make_job(), [make_shard()], staff)) == lines
+
+
+def test_a_paused_job_misses_nobody_but_whoever_resumes_it(make_job: MakeJob, make_shard: MakeShard) -> None:
+    nobody = report.Staff({}, reconciler=False, embedded=False, owner=False)
+
+    missing = report.missing_processes(make_job(state=JobState.PAUSED), [make_shard()], nobody)
+
+    assert missing == ["job 7 is paused: `nightmill resume 7` lets it go on"]

@@ -4,104 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.feed import Feed
-from engine.request import Request
 from jobs import shard as story
-from jobs.gate import Gate
-from jobs.leases import LeaseKeeper
-from jobs.options import SubmitOptions
-from jobs.outcome import Ending, Outcome, ShardFailed
-from jobs.prompts import PromptEncoder
+from jobs.outcome import Ending, ShardFailed
 from jobs.publishing import publish_job
-from jobs.sampling import Sampling
-from jobs.settings import Settings
-from jobs.shard import Tools, run_shard
-from jobs.submit import submit
-from storage import layout, migrate
+from storage import layout
 from storage.errors import DatabaseDown
-from storage.records import Job, Shard, ShardId
-from storage.repository import Repository
+from storage.records import ShardId
 from storage.states import ShardState
-from tests.fakes import FakeEngine, make_fake_model
-
-ROWS = 24
-
-
-@dataclass
-class Bench:
-    """One worker's tools and one job of one shard."""
-
-    tools: Tools
-    job: Job
-    engine: FakeEngine
-
-    @property
-    def shard(self) -> Shard:
-        return self.tools.repository.shards(self.job.id)[0]
-
-    def run(self, shard_id: ShardId | None = None) -> Outcome:
-        return run_shard(self.tools, shard_id or self.shard.id, threading.Event())
-
-    def sealed(self) -> int:
-        return sum(segment.rows for segment in self.tools.repository.segments(self.shard.id))
-
-    def watch_requests(self) -> list[Request]:
-        """What the engine pulls from now on."""
-        seen: list[Request] = []
-        real = self.engine.feed
-
-        def feed(requests: Iterable[Request]) -> Feed:
-            return real(seen.append(each) or each for each in requests)  # type: ignore[func-returns-value]
-
-        self.engine.feed = feed  # type: ignore[method-assign]
-        return seen
-
-    def take_engine(self, **options: object) -> None:
-        self.engine.stop()
-        self.engine = FakeEngine(**options)  # type: ignore[arg-type]
-        self.engine.start()
-        self.tools = replace(self.tools, engine=self.engine, stopping=threading.Event())
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    url = f"sqlite:///{tmp_path}/test.db"
-    migrate.upgrade(url)
-    repository = Repository(url)
-    model = make_fake_model(tmp_path / "model")
-    prompts = [*(f"prompt {i}" for i in range(ROWS - 1)), None]
-    pq.write_table(pa.table({"prompt": prompts}), tmp_path / "in.parquet")
-    settings = Settings(home=tmp_path / "home", segment_rows=4, segment_seconds=60, max_sequences=8)
-    options = SubmitOptions(
-        inputs=(str(tmp_path / "in.parquet"),),
-        output=tmp_path / "out",
-        model=str(model),
-        sampling=Sampling().overridden({"max_tokens": 6}),
-    )
-    job = submit(options, repository, settings).job
-    engine = FakeEngine()
-    engine.start()
-    tools = Tools(
-        repository=repository,
-        engine=engine,
-        encoder=PromptEncoder.open(model),
-        leases=LeaseKeeper(repository, "w0", "boot", lease_seconds=60, heartbeat_seconds=10),
-        gate=Gate(slots=4, target=16),
-        settings=settings,
-        stopping=threading.Event(),
-    )
-    made = Bench(tools, job, engine)
-    yield made
-    made.engine.stop()
-    repository.close()
+from tests.unit.jobs.bench import ROWS, Bench, wait_for_rows
 
 
 def test_a_shard_is_claimed_generated_sealed_and_committed(bench: Bench) -> None:
@@ -128,7 +43,7 @@ def test_a_late_hint_and_a_hint_for_a_shard_in_flight_are_dropped(bench: Bench) 
 
 def test_a_stop_seals_what_is_finished_and_the_next_attempt_makes_only_the_rest(bench: Bench) -> None:
     bench.take_engine(rows_per_second=40)
-    stopper = threading.Thread(target=lambda: (_wait_for_rows(bench, 4), bench.tools.stopping.set()))
+    stopper = threading.Thread(target=lambda: (wait_for_rows(bench, 4), bench.tools.stopping.set()))
     stopper.start()
 
     first = bench.run()
@@ -149,7 +64,7 @@ def test_a_stop_seals_what_is_finished_and_the_next_attempt_makes_only_the_rest(
 def test_requests_tell_where_they_part_and_a_second_attempt_plans_what_is_left(bench: Bench) -> None:
     bench.take_engine(rows_per_second=40)
     first = bench.watch_requests()
-    stopper = threading.Thread(target=lambda: (_wait_for_rows(bench, 4), bench.tools.stopping.set()))
+    stopper = threading.Thread(target=lambda: (wait_for_rows(bench, 4), bench.tools.stopping.set()))
     stopper.start()
     bench.run()
     stopper.join()
@@ -259,8 +174,3 @@ def test_an_ended_job_is_published_with_every_row_in_input_order(bench: Bench) -
     table = pq.read_table(next((Path(bench.job.output_uri) / layout.DATA).glob("*.parquet")))
     assert table["row_index"].to_pylist() == list(range(ROWS))
     assert table["error_code"].to_pylist()[-1] == "invalid_request"
-
-
-def _wait_for_rows(bench: Bench, rows: int) -> None:
-    while bench.sealed() < rows:
-        threading.Event().wait(0.01)

@@ -1,59 +1,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
-from jobs.options import SubmitOptions
-from jobs.settings import Settings
-from jobs.submit import Submitted, submit
 from jobs.withdrawal import give_back, withdraw
-from storage import layout, migrate
-from storage.errors import Fenced, InputInvalid, JobConflict, OutputConflict
+from storage import layout
+from storage.errors import InputInvalid, JobConflict, OutputConflict
 from storage.parquet.plan import verify_plan
-from storage.records import NewJob, WorkerRecord
-from storage.repository import Repository
+from storage.records import WorkerRecord
 from storage.states import JobState
-from tests.unit.jobs.tiny_model import make_model
-
-GOOD = {"prompt": ["a", "b", "c"]}
-
-
-class Desk:
-    """Where a test submits: a model, a database, an input file and an output directory."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        url = f"sqlite:///{folder}/db.sqlite"
-        migrate.upgrade(url)
-        self.repository = Repository(url)
-        self.settings = Settings(home=folder, lease_seconds=60, heartbeat_seconds=0)
-        self.input, self.out = folder / "in.parquet", folder / "out"
-        self.options = SubmitOptions(
-            inputs=(str(self.input),), output=self.out, model=str(make_model(folder / "model"))
-        )
-        self.write(GOOD)
-
-    def write(self, columns: dict[str, Any]) -> None:
-        pq.write_table(pa.table(columns), self.input)
-
-    def submit(self, progress: Callable[[str, int, int], None] | None = None, **changes: Any) -> Submitted:
-        watched = progress or (lambda stage, done, total: None)
-        return submit(replace(self.options, **changes), self.repository, self.settings, watched)
-
-    def files(self) -> list[str]:
-        return sorted(str(path.relative_to(self.out)) for path in self.out.rglob("*") if path.is_file())
-
-
-@pytest.fixture
-def desk(tmp_path: Path) -> Desk:
-    return Desk(tmp_path)
+from tests.unit.jobs.desk import GOOD, Desk, killed_while_planning
 
 
 def test_a_new_job_is_queued_with_a_frozen_plan(desk: Desk) -> None:
@@ -99,7 +57,7 @@ def test_the_same_command_attaches_to_what_has_ended(desk: Desk) -> None:
 
     again = desk.submit()
 
-    assert (again.how, again.job.id, again.job.state) == ("attached", job.id, JobState.CANCELLED)
+    assert (again.how, again.job.id, again.job.state) == ("ended", job.id, JobState.CANCELLED)
 
 
 def test_results_that_were_removed_are_made_anew(desk: Desk) -> None:
@@ -195,69 +153,6 @@ def test_results_of_a_job_that_the_database_has_forgotten_are_kept(desk: Desk) -
         desk.submit()
 
     assert desk.files() == before
-
-
-def test_an_interrupt_while_planning_gives_the_output_back(desk: Desk) -> None:
-    def interrupt(stage: str, done: int, total: int) -> None:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        desk.submit(interrupt)
-
-    assert not desk.out.exists()
-    assert desk.submit().how == "new"
-
-
-def killed_while_planning(desk: Desk, lease_seconds: float) -> None:
-    """Leave what a planner leaves that was killed: a validating job with a lease, and the start of a plan."""
-    done = desk.submit()
-    desk.repository.fail_job(done.job.id, None, "x")
-    desk.repository.retire_job(done.job.id)
-    fields = {name: getattr(done.job, name) for name in ("run_key", "name", "model", "input_uri", "input_fingerprint")}
-    job = desk.repository.create_job(
-        NewJob(**fields, output_uri=done.job.output_uri, spec=done.job.spec, spec_hash=done.job.spec_hash)
-    )
-    assert desk.repository.claim_job(job.id, "dead", lease_seconds) == 1
-    (desk.out / layout.PLAN).with_name("plan.e1.parquet").write_bytes(b"half")
-
-
-@pytest.mark.parametrize("lease_seconds", [0, 1])
-def test_a_planning_that_was_killed_is_done_again_once_its_lease_is_over(desk: Desk, lease_seconds: float) -> None:
-    killed_while_planning(desk, lease_seconds)
-
-    again = desk.submit()
-
-    assert (again.how, again.job.state) == ("resumed", JobState.QUEUED)
-    assert desk.files() == [layout.PLAN, layout.OWNER]
-
-
-def test_a_planner_that_lost_its_job_leaves_the_output_to_the_next(desk: Desk) -> None:
-    """The lease runs out in the middle, and another process plans the job to its end."""
-    winners: list[Submitted] = []
-
-    def lose(stage: str, done: int, total: int) -> None:
-        if not winners:
-            job = desk.repository.list_jobs()[0]
-            desk.repository.renew_job(job.id, 1, -1)
-            winners.append(desk.submit())
-
-    with pytest.raises(Fenced):
-        desk.submit(lose)
-
-    job = desk.repository.get_job(winners[0].job.id)
-    assert job.state == JobState.QUEUED
-    assert job.plan is not None
-    verify_plan(desk.out / job.plan.path, job.plan.sha256)
-
-
-def test_a_job_cancelled_while_planning_gives_the_output_back(desk: Desk) -> None:
-    def cancel(stage: str, done: int, total: int) -> None:
-        desk.repository.request_cancel(desk.repository.list_jobs()[0].id)
-
-    with pytest.raises(Fenced, match="cancelled"):
-        desk.submit(cancel)
-
-    assert not desk.out.exists()
 
 
 def test_a_job_that_failed_before_its_first_row_gives_way_to_the_same_command(desk: Desk) -> None:

@@ -1,0 +1,52 @@
+"""The part of the repository that steers jobs after their submission: who plans them, and what a user asks of them."""
+
+from __future__ import annotations
+
+import logging
+
+from storage.database import Database
+from storage.records import Job, JobId
+from storage.repository import control, jobs
+
+_log = logging.getLogger(__name__)
+
+
+class Steering:
+    """Each call is one transaction."""
+
+    _db: Database
+
+    def release_job(self, job_id: JobId, epoch: int) -> None:
+        """Give the right to plan back before it is used. Raises Fenced."""
+        with self._db.write() as conn:
+            control.release(conn, job_id, epoch)
+        _log.info("job_released job=%d epoch=%d", job_id, epoch)
+
+    def unplanned_jobs(self, idle_seconds: float) -> list[Job]:
+        """Jobs in validating, older than `idle_seconds`, that nobody plans: whoever did so has died."""
+        with self._db.read() as conn:
+            return control.unplanned(conn, idle_seconds)
+
+    def pause_job(self, job_id: JobId) -> Job:
+        """queued, in_progress -> paused: nothing of it is dispatched or claimed, running shards are given back at their
+        next heartbeat. Raises NoSuchJob, JobConflict in another state."""
+        with self._db.write() as conn:
+            job = control.pause(conn, job_id)
+        _log.info("job_paused job=%d", job_id)
+        return job
+
+    def resume_job(self, job_id: JobId) -> Job:
+        """paused -> queued, or in_progress if it had begun. Raises NoSuchJob, JobConflict in another state."""
+        with self._db.write() as conn:
+            job = control.resume(conn, job_id)
+        _log.info("job_resumed job=%d", job_id)
+        return job
+
+    def request_cancel(self, job_id: JobId, *, at_once: bool = False) -> Job:
+        """Flag a cancel, cancel its shards that are not running; the job moves to cancelling (from validating straight
+        to cancelled). Running shards take no further row; `at_once` they also abort those in the engine, also if the
+        cancel was asked for before. A job that is being published completes: all its rows have ended."""
+        with self._db.write() as conn:
+            job = jobs.request_cancel(conn, job_id, at_once)
+        _log.info("job_cancel_requested job=%d state=%s at_once=%s", job_id, job.state, at_once)
+        return job

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import pytest
+
+from jobs import freezing
+from jobs.abandoned import AbandonedJobs
+from storage.errors import InputInvalid
+from storage.records import Job
+from storage.states import JobState
+from tests.unit.jobs.desk import Desk, killed_while_planning
+
+
+def planned_by_reconciler(desk: Desk, *, told_to_stop: bool = False) -> Job:
+    """The newest job after one look of a reconciler whose patience with young jobs is over."""
+    settings = desk.settings.model_copy(update={"lease_seconds": 0.0})
+    abandoned = AbandonedJobs(settings, desk.repository, "reconciler")
+    if told_to_stop:
+        abandoned.stop()
+    abandoned.look()
+    abandoned.wait()
+    return desk.repository.list_jobs()[0]
+
+
+def test_a_job_whose_planner_died_is_planned_as_it_was_submitted(desk: Desk) -> None:
+    killed_while_planning(desk, lease_seconds=0)
+
+    job = planned_by_reconciler(desk)
+
+    assert (job.state, job.rows_total) == (JobState.QUEUED, 3)
+    assert desk.submit().how == "resumed"
+
+
+def test_a_job_that_is_being_planned_is_left_alone(desk: Desk) -> None:
+    killed_while_planning(desk, lease_seconds=60)
+
+    assert planned_by_reconciler(desk).state == JobState.VALIDATING
+
+
+def test_a_job_of_an_older_version_waits_for_the_same_submit(desk: Desk) -> None:
+    killed_while_planning(desk, lease_seconds=0, options={})
+
+    assert planned_by_reconciler(desk).state == JobState.VALIDATING
+
+
+def test_a_job_that_cannot_be_planned_any_more_fails_with_the_reason(desk: Desk) -> None:
+    killed_while_planning(desk, lease_seconds=0)
+    desk.write({"prompt": ["changed"]})
+
+    job = planned_by_reconciler(desk)
+
+    assert job.state == JobState.FAILED
+    assert "has changed since job 2 was submitted" in str(job.error)
+    assert not desk.out.exists()
+
+
+def test_a_reconciler_that_stops_leaves_the_planning_to_the_next(desk: Desk) -> None:
+    killed_while_planning(desk, lease_seconds=0)
+
+    assert planned_by_reconciler(desk, told_to_stop=True).state == JobState.VALIDATING
+    assert planned_by_reconciler(desk).state == JobState.QUEUED
+
+
+def test_a_reconciler_that_was_overtaken_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lease ran out and the user's submit planned the job meanwhile."""
+    killed_while_planning(desk, lease_seconds=0)
+    real = freezing.make_plan
+
+    def overtaken(*arguments: object) -> object:
+        monkeypatch.setattr(freezing, "make_plan", real)
+        job = desk.repository.list_jobs()[0]
+        desk.repository.renew_job(job.id, 2, -1)
+        assert desk.submit().how == "replanned"
+        raise InputInvalid("changed", "what the slow one sees")
+
+    monkeypatch.setattr(freezing, "make_plan", overtaken)
+
+    assert planned_by_reconciler(desk).state == JobState.QUEUED

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+
+from jobs.freezing import PlanningLeft
+from jobs.submit import Submitted
+from storage import layout
+from storage.errors import Fenced
+from storage.parquet.plan import read_shard, verify_plan
+from storage.states import JobState
+from tests.unit.jobs.desk import Desk, killed_while_planning
+
+
+def test_an_interrupt_while_planning_gives_the_output_back(desk: Desk) -> None:
+    def interrupt(stage: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        desk.submit(interrupt)
+
+    assert not desk.out.exists()
+    assert desk.submit().how == "new"
+
+
+@pytest.mark.parametrize("lease_seconds", [0, 1])
+def test_a_planning_that_was_killed_is_done_again_once_its_lease_is_over(desk: Desk, lease_seconds: float) -> None:
+    killed_while_planning(desk, lease_seconds)
+
+    again = desk.submit()
+
+    assert (again.how, again.job.state) == ("replanned", JobState.QUEUED)
+    assert desk.files() == [layout.PLAN, layout.OWNER]
+
+
+def test_a_planning_that_was_killed_is_done_again_as_it_was_asked_the_first_time(desk: Desk) -> None:
+    desk.write({"prompt": [f"{400 - row}" for row in range(200)]})
+    killed_while_planning(desk, 0)
+
+    again = desk.submit(order="prefix", shard_rows=1000)
+
+    assert again.plan is not None
+    first = again.plan.shards[0]
+    assert first.row_hi < 200
+    assert read_shard(desk.out / layout.PLAN, 0)["row_index"].to_pylist() == list(range(first.row_hi))
+
+
+def test_a_job_of_an_older_version_is_planned_with_the_options_of_the_same_submit(desk: Desk) -> None:
+    killed_while_planning(desk, 0, options={})
+
+    assert desk.submit().how == "replanned"
+
+
+def test_whoever_must_leave_gives_the_planning_to_the_next(desk: Desk) -> None:
+    def leave(stage: str, done: int, total: int) -> None:
+        raise PlanningLeft("the process ends")
+
+    with pytest.raises(PlanningLeft):
+        desk.submit(leave)
+
+    job = desk.repository.list_jobs()[0]
+    assert job.state == JobState.VALIDATING
+    assert desk.submit().how == "replanned"
+    assert desk.repository.get_job(job.id).state == JobState.QUEUED
+
+
+def test_a_planner_that_lost_its_job_leaves_the_output_to_the_next(desk: Desk) -> None:
+    """The lease runs out in the middle, and another process plans the job to its end."""
+    winners: list[Submitted] = []
+
+    def lose(stage: str, done: int, total: int) -> None:
+        if not winners:
+            job = desk.repository.list_jobs()[0]
+            desk.repository.renew_job(job.id, 1, -1)
+            winners.append(desk.submit())
+
+    with pytest.raises(Fenced):
+        desk.submit(lose)
+
+    job = desk.repository.get_job(winners[0].job.id)
+    assert job.state == JobState.QUEUED
+    assert job.plan is not None
+    verify_plan(desk.out / job.plan.path, job.plan.sha256)
+
+
+def test_a_job_cancelled_while_planning_gives_the_output_back(desk: Desk) -> None:
+    def cancel(stage: str, done: int, total: int) -> None:
+        desk.repository.request_cancel(desk.repository.list_jobs()[0].id)
+
+    with pytest.raises(Fenced, match="cancelled"):
+        desk.submit(cancel)
+
+    assert not desk.out.exists()
