@@ -69,6 +69,11 @@ class Engine:
             use_prefix_sharing=config.use_prefix_sharing,
             grid=Grid(config.grid),
         )
+        if cache.most_sequences() < config.max_sequences:
+            log.warning(
+                "num_state_slots is %d, so at most %d sequences run at once instead of %d",
+                *(config.num_state_slots, cache.most_sequences(), config.max_sequences),
+            )
         self._scheduler = Scheduler(
             cache,
             max_batch_tokens=config.max_batch_tokens,

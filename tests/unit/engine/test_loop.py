@@ -13,7 +13,7 @@ from engine.loop import Engine
 from engine.request import Completion, Request
 from engine.step import Sampled, Step
 from tests.unit.engine.fake_runner import FakeRunner, reference
-from tests.unit.engine.harness import HYBRID, request
+from tests.unit.engine.harness import HYBRID, LINEAR, request
 
 TIMEOUT = 20.0
 
@@ -222,3 +222,14 @@ def test_released_sequences_are_told_to_the_runner(engine: Engine, runner: Gated
 def test_an_engine_without_a_number_of_blocks_is_refused() -> None:
     with pytest.raises(ConfigError, match="num_blocks"):
         Engine(FakeRunner(HYBRID), HYBRID, EngineConfig(), frozenset(), max_model_len=10)
+
+
+@pytest.mark.parametrize(("num_slots", "is_said"), [(4, True), (5, False)])
+def test_fewer_state_slots_than_sequences_are_said_to_limit_the_batch(
+    num_slots: int, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = EngineConfig(num_blocks=50, num_state_slots=num_slots, max_sequences=4, block_size=4)
+
+    Engine(FakeRunner(LINEAR), LINEAR, config, frozenset(), max_model_len=10)
+
+    assert ("num_state_slots is 4, so at most 3 sequences" in caplog.text) == is_said

@@ -192,6 +192,7 @@ RULES = {
         (
             "unit/engine/model/test_load.py::test_states_that_would_take_most_of_the_cache_let_fewer_sequences_run",
             "unit/engine/cache/test_linear.py::test_slots_limit_how_many_run_at_once",
+            "unit/engine/test_loop.py::test_fewer_state_slots_than_sequences_are_said_to_limit_the_batch",
         ),
     ),
     26: Rule(
