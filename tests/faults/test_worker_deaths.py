@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from storage.states import JobState, ShardState
-from tests.faults.harness import Harness, prompts, speed, wait_for
+from tests.faults.harness import Harness, is_stopped, prompts, speed, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -95,7 +95,7 @@ def test_02_and_48_a_reconciler_killed_before_and_after_every_step_of_publishing
 def test_04_a_worker_that_sleeps_between_its_file_and_the_commit(harness: Harness) -> None:
     zombie = harness.start_worker("w0", NIGHTMILL_FAILPOINTS="commit.before_sql:stop")
     job = harness.submit(prompts(16), shard_rows=16)
-    wait_for(lambda: _is_stopped(zombie.process.pid), "the worker sleeps")
+    wait_for(lambda: is_stopped(zombie.process.pid), "the worker sleeps")
 
     harness.start_worker("w1")
     wait_for(lambda: harness.shards(job.id)[0].epoch == 2, "the shard is claimed again")
@@ -138,7 +138,7 @@ def test_47_two_reconcilers_of_which_one_sleeps_while_it_publishes(tmp_path: Pat
         job = harness.submit(prompts(32), shard_rows=16)
         sleeper = harness.start_reconciler_process("r0", NIGHTMILL_FAILPOINTS="publish.before_parts:stop")
         harness.start_worker("w0")
-        wait_for(lambda: _is_stopped(sleeper.process.pid), "the first reconciler sleeps")
+        wait_for(lambda: is_stopped(sleeper.process.pid), "the first reconciler sleeps")
 
         harness.start_reconciler_process("r1")
         harness.done(job.id, 32)
@@ -157,7 +157,3 @@ def pairs(points: tuple[str, ...]) -> list[tuple[str, ...]]:
 def _at(point: str) -> str:
     name, _, times = point.partition("@")
     return f"{name}:kill@{times or 1}"
-
-
-def _is_stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -146,7 +146,7 @@ class MemoryRepository(MemoryJobs):
         else:
             shard.state = ShardState.READY
         shard.lease_owner, shard.lease_until, shard.error = None, 0.0, reason
-        shard.not_before = self._now() + delay
+        shard.not_before = self._now() + delay if delay else 0.0
         shard.outcomes[shard.epoch] = outcome
         finalize_if_last(shard.job)
 

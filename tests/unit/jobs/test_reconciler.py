@@ -87,7 +87,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def reconciler(sql: FakeSql, dispatcher: FakeDispatcher) -> Reconciler:
-    return Reconciler(Settings(reconcile_seconds=0.01), sql, dispatcher)  # type: ignore[arg-type]
+    return Reconciler(Settings(reconcile_seconds=0.01, lease_seconds=0.0), sql, dispatcher)  # type: ignore[arg-type]
 
 
 def test_a_tick_expires_publishes_sweeps_and_dispatches(published: list[object]) -> None:
@@ -188,3 +188,23 @@ def test_a_start_sweeps_what_was_published_and_not_swept(
     reconciler(sql, FakeDispatcher()).sweep_published()
 
     assert published == (["swept"] if swept else [])
+
+
+def test_after_an_outage_of_the_database_leases_get_time_to_be_renewed(published: list[object]) -> None:
+    sql, clock = FakeSql(free=False, failures=[DatabaseDown("away")]), [100.0]
+    ours = Reconciler(
+        Settings(lease_seconds=60.0),
+        sql,  # type: ignore[arg-type]
+        FakeDispatcher(),  # type: ignore[arg-type]
+        monotonic=lambda: clock[0],
+    )
+    asked = []
+
+    with pytest.raises(DatabaseDown):
+        ours.tick()
+    for now in (110.0, 159.0, 161.0):
+        clock[0] = now
+        ours.tick()
+        asked.append(len(sql.asked))
+
+    assert asked == [0, 0, 1]
