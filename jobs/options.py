@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from jobs.deadline import parse_deadline
 from jobs.sampling import SEED_LIMIT, Sampling
 
 Order = Literal["prefix", "input", "longest"]
@@ -30,7 +31,8 @@ class SubmitOptions:
 
     `keep_columns=None` passes every input column through. `shard_tokens` counts computed prompt tokens plus the most
     tokens that may be generated; None takes the default, larger for a huge job. `resume`: attach to the job of this
-    output folder if there is one, only if there is one, or never.
+    output folder if there is one, only if there is one, or never. `deadline`: see `jobs.deadline`. With an
+    `idempotency_key` the job is known by it, whatever its output folder.
     """
 
     inputs: tuple[str, ...]
@@ -53,6 +55,9 @@ class SubmitOptions:
     name: str | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
     resume: Resume = "if_possible"
+    deadline: str | None = None
+    max_error_rate: float | None = None
+    idempotency_key: str | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that cannot be honoured."""
@@ -64,6 +69,12 @@ class SubmitOptions:
             raise ValueError("--system-prompt needs the chat template that --raw-prompt turns off; use one of them")
         if self.seed is not None and not 0 <= self.seed < SEED_LIMIT:
             raise ValueError(f"--seed is {self.seed}; it must be from 0 to {SEED_LIMIT - 1}")
+        if self.deadline is not None:
+            parse_deadline(self.deadline)
+        if self.max_error_rate is not None and not 0 <= self.max_error_rate <= 1:
+            raise ValueError(f"--max-error-rate is {self.max_error_rate}; it must be from 0 to 1")
+        if self.idempotency_key is not None and not self.idempotency_key.strip():
+            raise ValueError("--idempotency-key is empty; give any text that names this run and no other")
         for flag, value in (
             ("--limit", self.limit),
             ("--shard-tokens", self.shard_tokens),

@@ -111,6 +111,7 @@ def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
         prompt_tokens=totals.prompt_tokens,
         predicted_cached_tokens=totals.cached_tokens,
         lower_bound_tokens=totals.prompt_tokens - totals.cached_tokens,
+        num_errors=totals.errors.total(),
     )
     return Plan(
         record=record,

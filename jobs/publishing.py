@@ -10,7 +10,7 @@ from storage.parquet.publisher import Published, PublishJob, publish
 from storage.parquet.rows import LostRows, SealedFile
 from storage.records import Job, Shard
 from storage.repository import Repository
-from storage.states import RowStatus, ShardState
+from storage.states import JobState, RowStatus, ShardState
 
 
 def publish_job(repository: Repository, job: Job, epoch: int, *, beat: Callable[[], None] = lambda: None) -> Published:
@@ -50,18 +50,24 @@ def _lost(repository: Repository, job: Job, shards: Sequence[Shard]) -> list[Los
         LostRows(row_lo=lo, row_hi=hi, status=RowStatus.ERRORED, code=reason, message=_reason(reason))
         for lo, hi, reason in repository.dead_rows(job.id)
     ]
+    status, code, message = _left_behind(job.state)
     lost += [
-        LostRows(
-            row_lo=shard.row_lo,
-            row_hi=shard.row_hi,
-            status=RowStatus.CANCELED,
-            code="canceled",
-            message="the job was cancelled before this row was finished",
-        )
+        LostRows(row_lo=shard.row_lo, row_hi=shard.row_hi, status=status, code=code, message=message)
         for shard in shards
         if shard.state is ShardState.CANCELLED
     ]
     return lost
+
+
+def _left_behind(state: JobState) -> tuple[RowStatus, str, str]:
+    """How rows end whose job was stopped before their turn: status, code, message."""
+    match state:
+        case JobState.EXPIRING:
+            return RowStatus.EXPIRED, "deadline", "the job's deadline passed before this row was finished"
+        case JobState.FAILING:
+            return RowStatus.CANCELED, "canceled", "too many rows of the job failed before this row was finished"
+        case _:
+            return RowStatus.CANCELED, "canceled", "the job was cancelled before this row was finished"
 
 
 def _reason(code: str) -> str:

@@ -28,6 +28,7 @@ from jobs.publishing import publish_job
 from jobs.retry import decide
 from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
+from jobs.withdrawal import give_back
 from storage import failpoints, layout
 from storage.errors import DatabaseDown, Fenced, StorageError
 from storage.output import sweep
@@ -98,6 +99,9 @@ class Reconciler:
             log.warning(
                 "lease_expired job=%d shard=%d epoch=%d state=%s", shard.job_id, shard.id, shard.epoch, shard.state
             )
+        for job in self._repository.stop_jobs():
+            if job.state in JOB_FINAL:
+                give_back(self._repository, job)  # it was never planned
         for job in self._repository.advance_jobs():
             self._finalise(job)
         self._abandoned.look()

@@ -75,6 +75,7 @@ def status(
         "hit_rate": hit_rate(stats),
         "started_at": _time(job.started_at),
         "finished_at": _time(job.finished_at),
+        "deadline": _time(job.deadline),
         "cancel_requested": job.cancel_requested,
         "error": job.error,
         "missing": list(missing),

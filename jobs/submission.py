@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.columns import Columns, choose_columns
+from jobs.deadline import Deadline, parse_deadline
 from jobs.intake import RowEncoder
 from jobs.models import ResolvedModel, model_files, resolve_model
 from jobs.options import MOST_SHARDS, SHARD_ROWS, SHARD_TOKENS, SubmitOptions, changed_keys, derive_seed, hash_spec
@@ -43,7 +44,8 @@ class Submission:
 
     @property
     def run_key(self) -> str:
-        return str(self.out)
+        key = self.options.idempotency_key
+        return str(self.out) if key is None else f"key:{key}"  # no path has this form
 
     @property
     def owner(self) -> Owner:
@@ -51,6 +53,7 @@ class Submission:
 
     def new_job(self) -> NewJob:
         options = self.options
+        deadline = Deadline() if options.deadline is None else parse_deadline(options.deadline)
         return NewJob(
             run_key=self.run_key,
             name=options.name or self.out.name,
@@ -62,6 +65,9 @@ class Submission:
             spec_hash=self.spec_hash,
             options=self.options.frozen() | {WIDTH: self.settings.max_sequences},
             max_shard_attempts=self.settings.max_shard_attempts,
+            deadline_seconds=deadline.seconds,
+            deadline_at=deadline.at,
+            max_error_rate=options.max_error_rate,
             tags=dict(options.tags),
         )
 

@@ -73,10 +73,12 @@ def submit(
 
 def _find_or_create(submission: Submission, repository: Repository) -> tuple[Job, bool]:
     """The job of this output directory; True if it was made now."""
-    found = repository.find_job(output_uri=str(submission.out))
-    if found is not None and _is_void(found, submission.out):
+    found = _known(submission, repository)
+    if found is not None and _is_void(
+        found, Path(found.output_uri), keyed=submission.options.idempotency_key is not None
+    ):
         repository.retire_job(found.id)
-        drop_output(submission.out, Owner(run_key=found.run_key, spec_hash=found.spec_hash))
+        drop_output(Path(found.output_uri), Owner(run_key=found.run_key, spec_hash=found.spec_hash))
         found = None
     resume = submission.options.resume
     if found is not None and resume == "never":
@@ -98,7 +100,7 @@ def _find_or_create(submission: Submission, repository: Repository) -> tuple[Job
         return repository.create_job(submission.new_job()), True
     except JobConflict:
         # The same command, at the same moment: whoever came first has it.
-        found = repository.find_job(output_uri=str(submission.out))
+        found = _known(submission, repository)
         if found is None:
             raise
         return found, False
@@ -108,8 +110,24 @@ def _find_or_create(submission: Submission, repository: Repository) -> tuple[Job
         raise
 
 
-def _is_void(job: Job, out: Path) -> bool:
-    """Did the job end without a plan or a row, or were its results removed? Then its directory is free.
+def _known(submission: Submission, repository: Repository) -> Job | None:
+    """The job of this key, else of this output directory. Raises JobConflict when the latter has another key."""
+    key = submission.options.idempotency_key
+    found = repository.find_job(run_key=submission.run_key) if key is not None else None
+    if found is not None:
+        return found
+    found = repository.find_job(output_uri=str(submission.out))
+    if found is not None and key is not None and not _is_void(found, submission.out):
+        raise JobConflict(
+            f"{submission.out} belongs to job {found.id}, which was not submitted with --idempotency-key {key}; "
+            "name another output directory"
+        )
+    return found
+
+
+def _is_void(job: Job, out: Path, *, keyed: bool = False) -> bool:
+    """Did the job end without a plan or a row, or were its results removed? Then its directory is free. A key still
+    stands for a job whose results somebody took away.
 
     Raises JobConflict when the directory of an open job was removed.
     """
@@ -124,11 +142,21 @@ def _is_void(job: Job, out: Path) -> bool:
             f"the output directory {out} of job {job.id} ({job.state}) was removed, and its plan with it; "
             f"run `nightmill cancel {job.id}`, then submit again"
         )
-    return True
+    return not keyed
 
 
 def _refuse_other(job: Job, submission: Submission) -> None:
     """Raises InputInvalid (`changed`) or JobConflict when the job is not this submission's."""
+    key = submission.options.idempotency_key
+    if key is not None and (job.spec_hash, job.input_fingerprint) != (
+        submission.spec_hash,
+        submission.inputs.fingerprint,
+    ):
+        changes = "; ".join(changed_keys(job.spec, submission.spec)) or f"another input than {job.input_uri}"
+        raise JobConflict(
+            f"--idempotency-key {key} belongs to job {job.id}, which was submitted otherwise ({changes}); "
+            "use another key for another job"
+        )
     if job.spec_hash != submission.spec_hash:
         changes = "; ".join(changed_keys(job.spec, submission.spec))
         raise JobConflict(

@@ -36,13 +36,13 @@ from storage import failpoints
 from storage.errors import Fenced, InputInvalid, StorageError
 from storage.records import ModelRef, WorkerRecord
 from storage.repository import Repository
-from storage.states import JOB_RUNNABLE, JobState, ShardState
+from storage.states import JOB_RUNNABLE, JOB_STOPPING, JobState, ShardState
 
 log = logging.getLogger(__name__)
 
 NO_DATABASE = "no database"
 MANY_JOBS = 10_000
-JOB_WORKING = frozenset({JobState.IN_PROGRESS, JobState.PAUSED, JobState.CANCELLING})
+JOB_WORKING = frozenset({JobState.IN_PROGRESS, JobState.PAUSED}) | JOB_STOPPING
 
 
 def run_worker(

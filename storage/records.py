@@ -36,6 +36,9 @@ class NewJob:
     spec_hash: str
     options: dict[str, Any] = field(default_factory=dict)  # all that planning needs, as JSON
     max_shard_attempts: int = 5
+    deadline_seconds: float | None = None  # from now on, by the database's clock
+    deadline_at: float | None = None  # or seconds since 1970
+    max_error_rate: float | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
 
@@ -49,6 +52,7 @@ class PlanRecord:
     prompt_tokens: int
     predicted_cached_tokens: int
     lower_bound_tokens: int
+    num_errors: int = 0  # rows that submit refused
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +94,8 @@ class Job:
     manifest_sha256: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # empty: an older version submitted it
     max_shard_attempts: int = 5
+    deadline: datetime | None = None
+    max_error_rate: float | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -1,7 +1,8 @@
 """The state machines of jobs and shards on one page.
 
 Job:    validating -> queued -> in_progress -> finalizing -> completed
-        any open state -> cancelling -> cancelled;  any open state -> failed | expired
+        any open state -> cancelling -> cancelled,  expiring -> expired (deadline),  failing -> failed (too many errors)
+        any open state -> failed, without publishing
         queued, in_progress <-> paused
 Shard:  ready -> queued -> running -> done
         running -> ready (released, or its lease expired);  ready, running -> dead | split;  any open -> cancelled
@@ -21,6 +22,8 @@ class JobState(StrEnum):
     FINALIZING = "finalizing"
     COMPLETED = "completed"
     CANCELLING = "cancelling"
+    EXPIRING = "expiring"
+    FAILING = "failing"
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     FAILED = "failed"
@@ -55,5 +58,6 @@ class Outcome(StrEnum):
 
 JOB_FINAL = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED})
 JOB_RUNNABLE = frozenset({JobState.QUEUED, JobState.IN_PROGRESS})  # its shards may be dispatched and claimed
+JOB_STOPPING = frozenset({JobState.CANCELLING, JobState.EXPIRING, JobState.FAILING})  # what is done gets published
 SHARD_WAITING = frozenset({ShardState.READY, ShardState.QUEUED})
 SHARD_OPEN = frozenset({ShardState.READY, ShardState.QUEUED, ShardState.RUNNING})

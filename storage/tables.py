@@ -66,6 +66,8 @@ jobs = Table(
     Column("options", JSON, nullable=False, server_default=text("'{}'")),  # all that planning needs
     Column("tags", JSON, nullable=False),
     Column("max_shard_attempts", Integer, nullable=False),
+    Column("max_error_rate", Double),  # null: any number of rows may fail
+    Column("deadline_at", Double),
     # the frozen plan; null until it is stored
     Column("plan_path", String),
     Column("plan_sha256", String),
@@ -73,6 +75,7 @@ jobs = Table(
     Column("plan_prompt_tokens", BigInteger),
     Column("plan_predicted_cached_tokens", BigInteger),
     Column("plan_lower_bound_tokens", BigInteger),
+    _count("plan_errors"),  # rows that submit refused
     # rows that come out, one per (input row, sample): total = pending + the four below
     _count("rows_total"),
     _count("rows_succeeded"),

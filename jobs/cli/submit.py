@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -80,6 +80,13 @@ def submit(
         Literal["if_possible", "always", "never"],
         flag(help="Whether to take up the job of this output directory.", panel=CONTROL),
     ] = "if_possible",
+    deadline: Annotated[str | None, flag(help="Expire after 24h, or at 2026-12-01T06:00Z.", panel=CONTROL)] = None,
+    max_error_rate: Annotated[
+        float | None, flag(help="Fail early when a larger share of the rows fails, 0 to 1.", panel=CONTROL)
+    ] = None,
+    idempotency_key: Annotated[
+        str | None, flag(help="The same key is the same job, or refused.", panel=CONTROL)
+    ] = None,
     wait: Annotated[bool, flag("--wait", help="Wait for the end (embedded mode always does).", panel=CONTROL)] = False,
     wait_timeout: Annotated[float | None, flag(help="Wait so many seconds at most (exit 124).", panel=CONTROL)] = None,
 ) -> None:
@@ -92,11 +99,7 @@ def submit(
     from jobs.options import SubmitOptions
     from jobs.sampling import Sampling, check_overrides
 
-    if "://" in str(output) or str(output).startswith("s3:/"):
-        raise UsageError(
-            f"the output {output} is no local directory; s3:// and other remote outputs are not supported yet"
-        )
-
+    _check_output(output)
     sampling = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -111,14 +114,8 @@ def submit(
         "ignore_eos": ignore_eos or None,
         "n": n,
     }
-    engine = {
-        "device": device,
-        "max_sequences": max_sequences,
-        "max_batch_tokens": max_batch_tokens,
-        "block_sharing": False if no_block_sharing else None,
-        "prefix_sharing": False if no_prefix_sharing else None,
-        "strict": True if strict else None,
-    }
+    engine = {"device": device, "max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
+    given = _engine(engine | {"strict": strict or None}, no_block_sharing, no_prefix_sharing)
     try:
         options = SubmitOptions(
             inputs=tuple(inputs),
@@ -140,10 +137,12 @@ def submit(
             name=name,
             tags=_tags(tag or []),
             resume=resume,
+            deadline=deadline,
+            max_error_rate=max_error_rate,
+            idempotency_key=idempotency_key,
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    given = {name: value for name, value in engine.items() if value is not None}
     if dry_run:
         submission.show_plan(options, client.place_for(given))
         return
@@ -157,3 +156,17 @@ def _tags(given: Sequence[str]) -> dict[str, str]:
         if not pair.partition("=")[0] or "=" not in pair:
             raise ValueError(f"--tag is {pair!r}; write it as KEY=VALUE")
     return {key: value for key, _, value in (pair.partition("=") for pair in given)}
+
+
+def _check_output(output: Path) -> None:
+    if "://" in str(output) or str(output).startswith("s3:/"):
+        raise UsageError(
+            f"the output {output} is no local directory; s3:// and other remote outputs are not supported yet"
+        )
+
+
+def _engine(options: Mapping[str, Any], no_block_sharing: bool, no_prefix_sharing: bool) -> dict[str, Any]:
+    """The settings of the engine that were given."""
+    given = {name: value for name, value in options.items() if value is not None}
+    given |= {"block_sharing": False} if no_block_sharing else {}
+    return given | ({"prefix_sharing": False} if no_prefix_sharing else {})

@@ -17,5 +17,6 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("options", sa.JSON(), server_default=sa.text("'{}'"), nullable=False))
-    for name in ("paused_at", "abort_requested_at"):
+    op.add_column("jobs", sa.Column("plan_errors", sa.BigInteger(), server_default=sa.text("0"), nullable=False))
+    for name in ("paused_at", "abort_requested_at", "deadline_at", "max_error_rate"):
         op.add_column("jobs", sa.Column(name, sa.Double(), nullable=True))

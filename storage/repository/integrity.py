@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, and_, case, exists, func, or_, select
 
 from storage.repository.jobs import rows_left
-from storage.states import JOB_FINAL, SHARD_OPEN, JobState, RowStatus, ShardState
+from storage.states import JOB_FINAL, JOB_STOPPING, SHARD_OPEN, JobState, RowStatus, ShardState
 from storage.tables import attempts, cache_limits, cache_stats, dead_rows, jobs, shard_segments, shards
 
 
@@ -24,7 +24,7 @@ def check(conn: Connection) -> None:
 
 
 def _row_counts(conn: Connection) -> Iterator[str]:
-    """Counts of a job = a recount over its segments and dead rows; the rest of an ended job is canceled."""
+    """Counts of a job = a recount over its segments and dead rows; the rest of an ended job is canceled or expired."""
     statuses = [status.value for status in RowStatus]
     sealed = {
         row.job_id: row
@@ -46,7 +46,7 @@ def _row_counts(conn: Connection) -> Iterator[str]:
             counted = job._mapping[f"rows_{status}"]
             recount = 0 if found is None else int(found._mapping[status])
             recount += dead.get(job.id, 0) if status == RowStatus.ERRORED else 0
-            if status == RowStatus.CANCELED and job.state in JOB_FINAL:
+            if job.state in JOB_FINAL and status == _rest_of(job.state):
                 ok = counted >= recount
             else:
                 ok = counted == recount
@@ -54,6 +54,11 @@ def _row_counts(conn: Connection) -> Iterator[str]:
                 yield f"job {job.id} counts {counted} rows {status}, its segments {recount}"
         if job.state in JOB_FINAL and job.rows_left:
             yield f"job {job.id} is {job.state} with {job.rows_left} rows that have not ended"
+
+
+def _rest_of(state: str) -> RowStatus:
+    """As what the rows of an ended job count that never had their turn."""
+    return RowStatus.EXPIRED if state == JobState.EXPIRED else RowStatus.CANCELED
 
 
 def _shard_counts(conn: Connection) -> Iterator[str]:
@@ -79,7 +84,7 @@ def _states(conn: Connection) -> Iterator[str]:
         .where(
             or_(
                 and_(jobs.c.state.in_(closed), shards.c.state.in_(SHARD_OPEN)),
-                and_(jobs.c.state == JobState.CANCELLING, shards.c.state.in_([ShardState.READY, ShardState.QUEUED])),
+                and_(jobs.c.state.in_(JOB_STOPPING), shards.c.state.in_([ShardState.READY, ShardState.QUEUED])),
             )
         )
     ):

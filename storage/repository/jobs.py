@@ -16,11 +16,25 @@ from storage.database import now
 from storage.errors import Fenced, NoSuchJob
 from storage.records import Job, JobId, NewJob, ShardId
 from storage.repository.rows import as_job
-from storage.states import JOB_FINAL, JOB_RUNNABLE, SHARD_OPEN, SHARD_WAITING, JobState, Outcome, ShardState
+from storage.states import (
+    JOB_FINAL,
+    JOB_RUNNABLE,
+    JOB_STOPPING,
+    SHARD_OPEN,
+    SHARD_WAITING,
+    JobState,
+    Outcome,
+    ShardState,
+)
 from storage.tables import attempts, dead_rows, jobs, shards
 
-_LEASED = (JobState.VALIDATING, JobState.FINALIZING, JobState.CANCELLING)  # states in which one process has work to do
+_LEASED = (JobState.VALIDATING, JobState.FINALIZING, *JOB_STOPPING)  # states in which one process has work to do
 
+_ENDS = {
+    JobState.CANCELLING: JobState.CANCELLED,
+    JobState.EXPIRING: JobState.EXPIRED,
+    JobState.FAILING: JobState.FAILED,
+}
 _HAS_OPEN_SHARD = exists().where(shards.c.job_id == jobs.c.id, shards.c.state.in_(SHARD_OPEN)).correlate(jobs)
 rows_left = jobs.c.rows_total - jobs.c.rows_succeeded - jobs.c.rows_errored - jobs.c.rows_expired - jobs.c.rows_canceled
 
@@ -44,6 +58,8 @@ def create(conn: Connection, new: NewJob) -> Job:
             options=new.options,
             tags=new.tags,
             max_shard_attempts=new.max_shard_attempts,
+            max_error_rate=new.max_error_rate,
+            deadline_at=new.deadline_at if new.deadline_seconds is None else now() + new.deadline_seconds,
             created_at=now(),
         )
         .returning(jobs)
@@ -121,9 +137,7 @@ def advance(conn: Connection) -> list[Job]:
     )
     rows = conn.execute(
         select(jobs)
-        .where(
-            jobs.c.state.in_([JobState.FINALIZING, JobState.CANCELLING]), jobs.c.lease_until < now(), ~_HAS_OPEN_SHARD
-        )
+        .where(jobs.c.state.in_([JobState.FINALIZING, *JOB_STOPPING]), jobs.c.lease_until < now(), ~_HAS_OPEN_SHARD)
         .order_by(jobs.c.id)
     )
     return [as_job(row) for row in rows]
@@ -142,18 +156,21 @@ def complete(conn: Connection, job_id: JobId, epoch: int, manifest_sha256: str, 
     row = locked(conn, job_id)
     if row.epoch == epoch and row.state in JOB_FINAL and row.manifest_sha256 == manifest_sha256:
         return as_job(row)  # our own commit, whose answer was lost
-    if row.epoch != epoch or row.state not in {JobState.FINALIZING, JobState.CANCELLING}:
+    if row.epoch != epoch or row.state not in {JobState.FINALIZING, *JOB_STOPPING}:
         raise fenced(conn, job_id, epoch, "complete it")
 
     error = row.error
-    if row.state == JobState.CANCELLING:
-        state = JobState.CANCELLED
+    if row.state in JOB_STOPPING:
+        state = _ENDS[row.state]
     elif row.rows_succeeded == 0 and row.rows_total > 0:
         state = JobState.FAILED
         error = f"none of {row.rows_total} rows succeeded: {cause or _commonest_cause(conn, job_id)}"
+    elif row.max_error_rate is not None and row.rows_errored > row.max_error_rate * row.rows_total:
+        state = JobState.FAILED  # it was over before anybody looked
+        error = too_many_errors(as_job(row))
     else:
         state = JobState.COMPLETED
-    return _end(conn, job_id, state, error=error, manifest_sha256=manifest_sha256)
+    return end(conn, job_id, state, error=error, manifest_sha256=manifest_sha256)
 
 
 def fail(conn: Connection, job_id: JobId, epoch: int | None, error: str) -> bool:
@@ -163,8 +180,8 @@ def fail(conn: Connection, job_id: JobId, epoch: int | None, error: str) -> bool
         raise fenced(conn, job_id, epoch, "fail it")
     if row.state in JOB_FINAL:
         return False
-    _cancel_shards(conn, job_id, SHARD_OPEN)
-    _end(conn, job_id, JobState.FAILED, error=error)
+    cancel_shards(conn, job_id, SHARD_OPEN)
+    end(conn, job_id, JobState.FAILED, error=error)
     return True
 
 
@@ -172,13 +189,13 @@ def request_cancel(conn: Connection, job_id: JobId, at_once: bool) -> Job:
     row = locked(conn, job_id)
     if at_once and row.state not in JOB_FINAL and row.abort_requested_at is None:
         conn.execute(update(jobs).where(jobs.c.id == job_id).values(abort_requested_at=now()))
-    if row.state in JOB_FINAL or row.cancel_requested_at is not None:
-        return as_job(row)
+    if row.state in JOB_FINAL | JOB_STOPPING or row.cancel_requested_at is not None:
+        return get(conn, job_id)
     conn.execute(update(jobs).where(jobs.c.id == job_id).values(cancel_requested_at=now()))
     if row.state == JobState.VALIDATING:
-        return _end(conn, job_id, JobState.CANCELLED)  # nothing to publish
+        return end(conn, job_id, JobState.CANCELLED)  # nothing to publish
     if row.state != JobState.FINALIZING:  # then all its rows have ended: it completes
-        _cancel_shards(conn, job_id, SHARD_WAITING)
+        cancel_shards(conn, job_id, SHARD_WAITING)
         conn.execute(
             update(jobs).where(jobs.c.id == job_id).values(state=JobState.CANCELLING, lease_owner=None, lease_until=0)
         )
@@ -214,10 +231,11 @@ def fenced(conn: Connection, job_id: JobId, epoch: int, wish: str) -> Fenced:
     return Fenced(f"job {job_id} is {row.state} under epoch {row.epoch}; epoch {epoch} may not {wish}")
 
 
-def _end(
+def end(
     conn: Connection, job_id: JobId, state: JobState, *, error: str | None = None, manifest_sha256: str | None = None
 ) -> Job:
-    """Rows that have not ended become canceled, so that the counts of an ended job add up."""
+    """Rows that have not ended become canceled or expired, so that the counts of an ended job add up."""
+    left = jobs.c.rows_expired if state == JobState.EXPIRED else jobs.c.rows_canceled
     row = conn.execute(
         update(jobs)
         .where(jobs.c.id == job_id)
@@ -226,16 +244,16 @@ def _end(
             error=error,
             manifest_sha256=manifest_sha256,
             finished_at=now(),
-            rows_canceled=jobs.c.rows_canceled + rows_left,
             lease_owner=None,
             lease_until=0,
+            **{left.name: left + rows_left},
         )
         .returning(jobs)
     ).one()
     return as_job(row)
 
 
-def _cancel_shards(conn: Connection, job_id: JobId, states: Iterable[ShardState]) -> None:
+def cancel_shards(conn: Connection, job_id: JobId, states: Iterable[ShardState]) -> None:
     conn.execute(
         update(attempts)
         .where(
@@ -249,6 +267,13 @@ def _cancel_shards(conn: Connection, job_id: JobId, states: Iterable[ShardState]
         update(shards)
         .where(shards.c.job_id == job_id, shards.c.state.in_(states))
         .values(state=ShardState.CANCELLED, lease_owner=None, lease_until=0)
+    )
+
+
+def too_many_errors(job: Job) -> str:
+    return (
+        f"max_error_rate: {job.rows_errored} of {job.rows_done} rows that have ended failed ({job.rows_total} in all);"
+        f" --max-error-rate {job.max_error_rate:g} allows less"
     )
 
 

@@ -48,6 +48,7 @@ def queue(conn: Connection, job_id: JobId, epoch: int, plan: PlanRecord, new: It
             plan_prompt_tokens=plan.prompt_tokens,
             plan_predicted_cached_tokens=plan.predicted_cached_tokens,
             plan_lower_bound_tokens=plan.lower_bound_tokens,
+            plan_errors=plan.num_errors,
             rows_total=num_outputs,
             shards_total=num_shards,
         )

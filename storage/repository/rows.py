@@ -39,6 +39,8 @@ def as_job(row: Row[Any]) -> Job:
         finished_at=_as_time_or_none(row.finished_at),
         manifest_sha256=row.manifest_sha256,
         max_shard_attempts=row.max_shard_attempts,
+        deadline=_as_time_or_none(row.deadline_at),
+        max_error_rate=row.max_error_rate,
         tags=row.tags,
     )
 
@@ -94,6 +96,7 @@ def _as_plan(row: Row[Any]) -> PlanRecord | None:
         prompt_tokens=row.plan_prompt_tokens,
         predicted_cached_tokens=row.plan_predicted_cached_tokens,
         lower_bound_tokens=row.plan_lower_bound_tokens,
+        num_errors=row.plan_errors,
     )
 
 

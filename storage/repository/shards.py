@@ -95,7 +95,7 @@ def heartbeat(conn: Connection, owner: str, held: Collection[tuple[ShardId, int]
         .where(shards.c.id.in_(ids), jobs.c.state.not_in(JOB_RUNNABLE))
     ).all()
     paused = frozenset(ShardId(row.id) for row in unwanted if row.state == JobState.PAUSED)
-    at_once = (row for row in unwanted if row.abort_requested_at is not None)
+    at_once = (row for row in unwanted if row.state != JobState.CANCELLING or row.abort_requested_at is not None)
     return Beat(
         held=frozenset(map(ShardId, ids)),
         cancelled=frozenset(ShardId(row.id) for row in unwanted) - paused,

@@ -12,7 +12,7 @@ _log = logging.getLogger(__name__)
 
 
 class Steering:
-    """Each call is one transaction."""
+    """Each call is one transaction, unless it says otherwise."""
 
     _db: Database
 
@@ -50,3 +50,17 @@ class Steering:
             job = jobs.request_cancel(conn, job_id, at_once)
         _log.info("job_cancel_requested job=%d state=%s at_once=%s", job_id, job.state, at_once)
         return job
+
+    def stop_jobs(self) -> list[Job]:
+        """Jobs whose deadline has passed -> expiring (from validating straight to expired), jobs that fail too often
+        -> failing: waiting shards are cancelled, running ones abort at their next heartbeat. One transaction each."""
+        with self._db.read() as conn:
+            due = control.due(conn)
+        stopped = []
+        for job_id in due:
+            with self._db.write() as conn:
+                job = control.stop(conn, job_id)
+            if job is not None:
+                _log.warning("job_stopped job=%d state=%s reason=%s", job_id, job.state, job.error)
+                stopped.append(job)
+        return stopped

@@ -122,3 +122,46 @@ def test_a_cancel_publishes_what_is_done_and_ends_with_6(
     statuses = pq.read_table(program.folder / "OUT" / "data")["status"].to_pylist()
     assert len(statuses) == 200
     assert set(statuses) == {"succeeded", "canceled"}
+
+
+def test_a_job_expires_at_its_deadline_with_what_is_done_and_exit_code_7(program: Program, tiny_model: Path) -> None:
+    slow = replace(program, settings={"FAKE_ENGINE_ROWS_PER_SECOND": "10", "NIGHTMILL_HEARTBEAT_SECONDS": "0.2"})
+    many = write_prompts(program.folder, 2000)
+
+    done = slow.submit(many, "-o", "OUT", "--model", tiny_model, "--max-tokens", "4", "--deadline", "12s")
+
+    assert done.returncode == 7, done.stderr
+    assert "reason: deadline: " in done.stderr
+    rows = pq.read_table(program.folder / "OUT" / "data")
+    assert rows["row_index"].to_pylist() == list(range(2000))
+    left = [row for row in rows.to_pylist() if row["status"] != "succeeded"]
+    assert 0 < len(left) < 2000
+    assert {(row["status"], row["error_code"]) for row in left} == {("expired", "deadline")}
+
+
+def test_a_job_that_fails_too_often_ends_early_with_the_reason_and_code_5(program: Program, tiny_model: Path) -> None:
+    path = program.folder / "in.parquet"
+    pq.write_table(pa.table({"prompt": ["ok"] * 50 + ["far too long for a context of 32 tokens"] * 50}), path)
+
+    done = program.submit(
+        path, "-o", "OUT", "--model", tiny_model, "--max-tokens", "4", "--order", "input", "--max-error-rate", "0.2"
+    )
+
+    assert done.returncode == 5, done.stderr
+    assert "reason: max_error_rate: " in done.stderr
+    assert pq.read_table(program.folder / "OUT" / "data").num_rows == 100
+
+
+def test_a_key_that_stands_for_another_job_ends_with_9(program: Program, tiny_model: Path) -> None:
+    key = ("--idempotency-key", "night 1")
+    prompts = write_prompts(program.folder, 10)
+    first = program.submit(prompts, "-o", "OUT", "--model", tiny_model, "--max-tokens", "4", *key)
+
+    same = program.submit(prompts, "-o", "AGAIN", "--model", tiny_model, "--max-tokens", "4", *key)
+    other = program.submit(prompts, "-o", "AGAIN", "--model", tiny_model, "--max-tokens", "5", *key)
+
+    assert (first.returncode, same.returncode, other.returncode) == (0, 0, 9), other.stderr
+    assert same.stdout == first.stdout == "1\n"
+    assert "is completed" in same.stderr
+    assert "max_tokens: 4 -> 5" in other.stderr
+    assert not (program.folder / "AGAIN").exists()

@@ -46,6 +46,9 @@ class FakeSql:
     def claim_job(self, job_id: int, owner: str, lease_seconds: float) -> int | None:
         return self.epoch if self.free else None
 
+    def stop_jobs(self) -> list[object]:
+        return []
+
     def unplanned_jobs(self, idle_seconds: float) -> list[object]:
         return []
 
