@@ -56,7 +56,7 @@ def _lost(repository: Repository, job: Job, shards: Sequence[Shard]) -> list[Los
             row_hi=shard.row_hi,
             status=RowStatus.CANCELED,
             code="canceled",
-            message="the job was cancelled before this row was finished",
+            message=f"the job {'failed' if job.error else 'was cancelled'} before this row was finished",
         )
         for shard in shards
         if shard.state is ShardState.CANCELLED
@@ -66,7 +66,7 @@ def _lost(repository: Repository, job: Job, shards: Sequence[Shard]) -> list[Los
 
 def _reason(code: str) -> str:
     if code == "engine_killer":
-        return "the worker died each time that the shard of this row was tried; submit _meta/errors again"
+        return "workers died each time that they ran this row, in the end with nothing beside it"
     return "each attempt at the shard of this row failed; `nightmill status` has the last error"
 
 

@@ -22,6 +22,7 @@ from jobs.app import make_app
 from jobs.dispatch import BrokerDown, Dispatcher
 from jobs.embedded import connect
 from jobs.publishing import publish_job
+from jobs.quarantine import divide_crashed
 from jobs.retry import decide
 from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
@@ -59,10 +60,11 @@ class Reconciler:
 
     def tick(self) -> None:
         """Raises DatabaseDown, BrokerDown."""
-        for shard in self._repository.expire_leases(self._settings.max_shard_attempts):
+        for shard in self._repository.expire_leases(self._settings.max_job_crashes):
             log.warning(
                 "lease_expired job=%d shard=%d epoch=%d state=%s", shard.job_id, shard.id, shard.epoch, shard.state
             )
+        divide_crashed(self._repository)
         for job in self._repository.advance_jobs():
             self._finalise(job)
         self._dispatcher.fill()

@@ -36,7 +36,8 @@ class Settings(BaseSettings):
     hint_stale_seconds: float = 120.0
     segment_seconds: float = 5.0
     segment_rows: int = 256
-    max_shard_attempts: int = 5
+    max_shard_attempts: int = 5  # failures of a shard, not counting those in which its worker died
+    max_job_crashes: int = 50  # workers that may die of a job before it is ended as failed
 
     # --- worker -----------------------------------------------------------------------------------------------
     worker_slots: int = 16

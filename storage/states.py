@@ -2,8 +2,10 @@
 
 Job:    validating -> queued -> in_progress -> finalizing -> completed
         any open state -> cancelling -> cancelled;  any open state -> failed | expired;  in_progress <-> paused
+        in_progress -> cancelling -> failed  (its workers died too often: what is finished is published)
 Shard:  ready -> queued -> running -> done
-        running -> ready (released, or its lease expired);  ready, running -> dead | split;  any open -> cancelled
+        running -> ready (released, or its lease expired) | dead (its attempts failed too often);  any open -> cancelled
+        ready -> split | dead  (its worker died while it ran alone: fewer rows are suspected now, or one)
 Row:    succeeded | errored | expired | canceled  (once it has ended)
 """
 
@@ -46,13 +48,14 @@ class Outcome(StrEnum):
     """How an attempt ended."""
 
     COMMITTED = "committed"
-    FAILED = "failed"  # released by its worker after an error; counts as a crash
+    FAILED = "failed"  # released by its worker after an error
     PREEMPTED = "preempted"  # released by its worker, no fault of the shard
-    CRASHED = "crashed"  # its lease ran out
+    CRASHED = "crashed"  # its worker died: the lease ran out, or the engine's death was told
     CANCELLED = "cancelled"
 
 
 JOB_FINAL = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED})
 JOB_RUNNABLE = frozenset({JobState.QUEUED, JobState.IN_PROGRESS})  # its shards may be dispatched and claimed
+QUARANTINE_CRASHES = 2  # a shard that was in so many crashes is suspected and runs alone
 SHARD_WAITING = frozenset({ShardState.READY, ShardState.QUEUED})
 SHARD_OPEN = frozenset({ShardState.READY, ShardState.QUEUED, ShardState.RUNNING})

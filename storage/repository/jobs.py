@@ -145,7 +145,9 @@ def complete(conn: Connection, job_id: JobId, epoch: int, manifest_sha256: str, 
         raise fenced(conn, job_id, epoch, "complete it")
 
     error = row.error
-    if row.state == JobState.CANCELLING:
+    if row.state == JobState.CANCELLING and row.cancel_requested_at is None:
+        state = JobState.FAILED  # it was abandoned, and `error` says why
+    elif row.state == JobState.CANCELLING:
         state = JobState.CANCELLED
     elif row.rows_succeeded == 0 and row.rows_total > 0:
         state = JobState.FAILED
@@ -162,7 +164,7 @@ def fail(conn: Connection, job_id: JobId, epoch: int | None, error: str) -> bool
         raise fenced(conn, job_id, epoch, "fail it")
     if row.state in JOB_FINAL:
         return False
-    _cancel_shards(conn, job_id, SHARD_OPEN)
+    cancel_shards(conn, job_id, SHARD_OPEN)
     _end(conn, job_id, JobState.FAILED, error=error)
     return True
 
@@ -175,7 +177,7 @@ def request_cancel(conn: Connection, job_id: JobId) -> Job:
     if row.state == JobState.VALIDATING:
         return _end(conn, job_id, JobState.CANCELLED)  # nothing to publish
     if row.state != JobState.FINALIZING:  # then all its rows have ended: it completes
-        _cancel_shards(conn, job_id, SHARD_WAITING)
+        cancel_shards(conn, job_id, SHARD_WAITING)
         conn.execute(
             update(jobs).where(jobs.c.id == job_id).values(state=JobState.CANCELLING, lease_owner=None, lease_until=0)
         )
@@ -232,7 +234,7 @@ def _end(
     return as_job(row)
 
 
-def _cancel_shards(conn: Connection, job_id: JobId, states: Iterable[ShardState]) -> None:
+def cancel_shards(conn: Connection, job_id: JobId, states: Iterable[ShardState]) -> None:
     conn.execute(
         update(attempts)
         .where(

@@ -102,7 +102,7 @@ def check_statistics(repository: Repository, job_id: JobId, out: Path) -> None:
 def check_shards(repository: Repository, job_id: JobId) -> None:
     """C5, C6: no lease is left, every shard has ended, and a done one has exactly one file, of its last epoch."""
     for shard in repository.shards(job_id):
-        assert shard.state in {ShardState.DONE, ShardState.DEAD, ShardState.CANCELLED}, shard
+        assert shard.state in {ShardState.DONE, ShardState.DEAD, ShardState.CANCELLED, ShardState.SPLIT}, shard
         assert shard.lease_owner is None, shard
         if shard.state is ShardState.DONE:
             assert shard.out_key == layout.shard_file(shard.idx, shard.epoch), shard
