@@ -57,6 +57,7 @@ class Settings(BaseSettings):
     max_batch_tokens: int = 512
     max_sequences: int = 64
     cache_bytes: int | None = None
+    request_timeout_seconds: float | None = None  # for which one row may run in the engine; None: for ever
     threads: int | None = None
     block_sharing: bool = True
     prefix_sharing: bool = True
