@@ -25,6 +25,7 @@ class EngineConfig:
     packed_weights: bool = True  # oneDNN-prepacked linear layers on CPU
     fused_norms: bool = True  # RMS norms by the C kernel on CPU where a compiler exists
     native_attention: bool = True  # the C kernel on CPU where a compiler exists
+    request_timeout_seconds: float | None = None  # for which one sequence may run; None: for ever
     threads: int | None = None  # torch threads; None leaves torch's choice
     strict: bool = False  # a row's bits depend on nothing but the row; what cannot keep to that is refused at load
     grid: int = 1  # prompts are cut at its multiples only; the model's states set it in strict mode

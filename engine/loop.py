@@ -14,8 +14,10 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, EngineDead, RequestRefused
 from engine.feed import Feed
 from engine.grid import Grid
+from engine.recovery import Batch, Timeouts, Trouble, trouble_of
 from engine.request import Completion, Request
-from engine.scheduler import Finished, Scheduler
+from engine.scheduler import Scheduler
+from engine.sequence import End, Finished
 from engine.stats import BlockUse, EngineTotals
 from engine.step import Sampled, Step
 
@@ -82,6 +84,8 @@ class Engine:
             eos_token_ids=eos_token_ids,
             vocab_size=vocab_size,
         )
+        self._batch = Batch(config.max_sequences, config.max_batch_tokens)
+        self._timeouts = Timeouts(config.request_timeout_seconds)
         self._lock = threading.Lock()  # guards _feeds and the two ends of life
         self._feeds: list[Feed] = []
         self._feed_of: dict[int, Feed] = {}  # by sequence id
@@ -151,6 +155,7 @@ class Engine:
         try:
             while not self._stopping:
                 self._serve_feeds()
+                self._end_overdue()
                 if self.load:
                     self.step()
                 else:
@@ -172,13 +177,46 @@ class Engine:
         if step is None:
             return
         scheduled = time.perf_counter()
-        sampled = self._runner.run(step)
+        try:
+            sampled = self._runner.run(step)
+        except Exception as error:  # noqa: BLE001 - foreign code: it may end the row that it cannot run
+            self._recover(step, error)
+            return
+        if self._batch.went_well():
+            self._scheduler.limit(self._batch.max_sequences, self._batch.max_tokens)
         ran = time.perf_counter()
         for finished in self._scheduler.update(step, sampled, ran - start):
             self._deliver(finished)
         tally.schedule_seconds += scheduled - start
         tally.run_seconds += ran - scheduled
         tally.update_seconds += time.perf_counter() - ran
+
+    def _recover(self, step: Step, error: Exception) -> None:
+        """Run less at once; what cannot run alone ends as its row's error. Raises the error if the engine is at fault.
+
+        Nothing of the step is kept, so the tokens of the others are what they would have been.
+        """
+        trouble = trouble_of(error)
+        if trouble is Trouble.DEVICE:
+            raise error
+        can_be_tried = self._batch.failed(step, trouble)
+        self._scheduler.rewind(self._batch.max_sequences, self._batch.max_tokens)
+        if can_be_tried:
+            return
+        log.error("sequence_failed reason=%s", trouble.value, exc_info=error)
+        message = f"the engine cannot run this row, not even alone: {error!r}"
+        finished = self._scheduler.abort(step.chunks[0].sequence_id, End("error", None, trouble.value, message))
+        assert finished is not None, "a sequence of the last step is gone"
+        self._deliver(finished)
+        if self._batch.blames_too_many(finished.completion.request_id):
+            raise error
+
+    def _end_overdue(self) -> None:
+        for sequence_id in self._timeouts.overdue(self._scheduler.running_ids, time.monotonic()):
+            message = "this row ran for longer than request_timeout_seconds allows"
+            finished = self._scheduler.abort(sequence_id, End("error", None, "request_timeout", message))
+            assert finished is not None, "a running sequence is gone"
+            self._deliver(finished)
 
     def _serve_feeds(self) -> None:
         """Take in cancellations, then pull from the feeds in turn while the queue is short."""
@@ -229,6 +267,7 @@ class Engine:
             )
 
     def _deliver(self, finished: Finished) -> None:
+        self._timeouts.forget(finished.sequence_id)
         self._feed_of.pop(finished.sequence_id).deliver(finished.completion)
 
     def _cancel(self, feed: Feed) -> None:

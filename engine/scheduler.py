@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
 
 from engine.admission import Admission
 from engine.cache.manager import KVCache
@@ -23,18 +22,12 @@ from engine.cache.tables import Checkpoint, Rank
 from engine.errors import EngineError
 from engine.forks import Forks
 from engine.limits import RequestLimits
-from engine.request import Completion, Request
-from engine.sequence import End, Sequence
+from engine.request import Request
+from engine.sequence import End, Finished, Sequence
 from engine.stats import Tally
 from engine.step import Chunk, Sampled, Step
 
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A sequence that has ended; its blocks are given back already."""
-
-    sequence_id: int
-    completion: Completion
+_ABORT = End("abort")
 
 
 class Scheduler:
@@ -68,6 +61,10 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         return len(self._running)
+
+    @property
+    def running_ids(self) -> tuple[int, ...]:
+        return tuple(self._running)
 
     @property
     def num_waiting(self) -> int:
@@ -148,12 +145,28 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         """Back to the queue, with its tokens and its state. Its registered blocks stay cached for a while."""
-        del self._running[seq.id]
         self.cache.suspend(seq.blocks, seq.computed)
+        self._requeue(seq)
+        self._admission.back_off()
+
+    def _requeue(self, seq: Sequence) -> None:
+        del self._running[seq.id]
         self._released.append(seq.id)
         seq.preempt()
-        self._admission.back_off()
         heapq.heappush(self._waiting, seq.id)
+
+    def rewind(self, max_sequences: int, max_batch_tokens: int) -> None:
+        """The last step did not run: all start again, within these limits, from what earlier steps have registered."""
+        self.limit(max_sequences, max_batch_tokens)
+        for seq in list(self._running.values()):
+            self.cache.release(seq.blocks)
+            self._requeue(seq)
+        self.cache.take_copies()  # perhaps none of the last ones was made: whatever holds one is given up
+        while self.cache.reclaim(Rank.OWN):
+            pass
+
+    def limit(self, max_sequences: int, max_batch_tokens: int) -> None:
+        self._max_sequences, self._max_batch_tokens = max_sequences, max_batch_tokens
 
     def _admit(self, budget: int, prefills: list[Chunk]) -> None:
         """Start waiting sequences, oldest first, while budget, places and blocks last. Looks at few, whatever waits."""
@@ -260,10 +273,10 @@ class Scheduler:
         self.tally.add(completion.counters)
         return Finished(seq.id, completion)
 
-    def abort(self, sequence_id: int) -> Finished | None:
+    def abort(self, sequence_id: int, end: End = _ABORT) -> Finished | None:
         """End a sequence as it is; None if it has ended already. Between two steps only."""
         seq = self._sequences.get(sequence_id)
-        return None if seq is None else self._finish(seq, End("abort"))
+        return None if seq is None else self._finish(seq, end)
 
     def take_released(self) -> list[int]:
         """The sequences that left the batch since the last call: the runner may forget them."""
@@ -278,22 +291,7 @@ class Scheduler:
         assert sorted(places) == sorted(self._sequences), "a sequence is lost or in two places"
         assert len(self._running) <= self._max_sequences, "too many sequences run"
         for sequence_id, seq in self._sequences.items():
-            if sequence_id in self._running:
-                assert seq.computed < len(seq.tokens), "a running sequence has nothing to run"
-            else:
-                assert (seq.blocks.room, any(seq.blocks.views)) == (0, False), "a waiting sequence holds blocks"
+            seq.check_integrity(is_running=sequence_id in self._running)
 
     def _chunk(self, seq: Sequence, length: int) -> Chunk:
-        samples: tuple[int, ...] = ()
-        if seq.computed + length == len(seq.tokens):
-            samples = (seq.sample_index, *(follower.sample_index for follower in self._forks.of(seq)))
-        return Chunk(
-            sequence_id=seq.id,
-            token_ids=seq.tokens,
-            start=seq.computed,
-            length=length,
-            tables=seq.blocks.views,
-            sample_indices=samples,
-            sampling=seq.request.sampling,
-            prompt_len=seq.prompt_len,
-        )
+        return seq.chunk(length, tuple(follower.sample_index for follower in self._forks.of(seq)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.cache.tables import SequenceBlocks
 from engine.request import Completion, Counters, Request, StopCheck
-from engine.step import Sampled
+from engine.step import Chunk, Sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,14 @@ class End:
     stop_token_id: int | None = None
     error_code: str | None = None
     error_message: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A sequence that has ended; its blocks are given back already."""
+
+    sequence_id: int
+    completion: Completion
 
 
 class Sequence:
@@ -93,6 +101,20 @@ class Sequence:
         self.computed = end
         self.seen = max(self.seen, end)
 
+    def chunk(self, length: int, forks: tuple[int, ...]) -> Chunk:
+        """The next `length` tokens. Where they end the prompt, the samples of `forks` are drawn as well."""
+        draws = self.computed + length == len(self.tokens)
+        return Chunk(
+            sequence_id=self.id,
+            token_ids=self.tokens,
+            start=self.computed,
+            length=length,
+            tables=self.blocks.views,
+            sample_indices=(self.sample_index, *forks) if draws else (),
+            sampling=self.request.sampling,
+            prompt_len=self.prompt_len,
+        )
+
     def preempt(self) -> None:
         self.computed = 0
         self.preemptions += 1
@@ -100,7 +122,7 @@ class Sequence:
     def accept(self, sampled: Sampled) -> End | None:
         """Append the new token, unless it ends the sequence without being part of it."""
         if sampled.error is not None:
-            return End("error", error_code="internal", error_message=sampled.error)
+            return End("error", error_code=sampled.error_code, error_message=sampled.error)
         token = sampled.token_id
         if token in self.stop_token_ids:
             return End("stop", stop_token_id=token)
@@ -117,6 +139,12 @@ class Sequence:
         if self.num_generated >= self.request.sampling.max_tokens:
             return End("length")
         return None
+
+    def check_integrity(self, *, is_running: bool) -> None:
+        if is_running:
+            assert self.computed < len(self.tokens), "a running sequence has nothing to run"
+        else:
+            assert (self.blocks.room, any(self.blocks.views)) == (0, False), "a waiting sequence holds blocks"
 
     def completion(self, end: End) -> Completion:
         return Completion(

@@ -64,3 +64,4 @@ class Sampled:
     token_id: int
     logprob: float
     error: str | None = None  # set when no token can be chosen; token_id is then meaningless
+    error_code: str = "non_finite_logits"

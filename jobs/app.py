@@ -23,6 +23,11 @@ class NightmillApp(Celery):  # type: ignore[misc]
 
     runtime: Runtime | None = None
 
+    @staticmethod
+    def queues(model_key: str) -> tuple[str, str]:
+        """The queues of one model in the order in which a worker empties them."""
+        return queue_name(model_key), quarantine_name(model_key)
+
 
 def make_app(broker_url: str, *, prefix: str = "nightmill:", slots: int = 16) -> NightmillApp:
     """An application on this broker; `redis://`, `rediss://` or `redis+socket://`. Opens no connection."""
@@ -36,6 +41,11 @@ def make_app(broker_url: str, *, prefix: str = "nightmill:", slots: int = 16) ->
 def queue_name(model_key: str) -> str:
     """The queue of one model; a worker consumes only its own."""
     return f"m.{model_key}"
+
+
+def quarantine_name(model_key: str) -> str:
+    """The queue of the model's shards that must run alone, because workers died of them."""
+    return f"{queue_name(model_key)}.quarantine"
 
 
 def _settings(prefix: str, slots: int) -> dict[str, Any]:

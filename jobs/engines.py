@@ -79,6 +79,7 @@ def real_engine(model_dir: Path, settings: Settings) -> ServingEngine:
         cache_bytes=settings.cache_bytes,
         allow_block_sharing=settings.block_sharing,
         use_prefix_sharing=settings.prefix_sharing,
+        request_timeout_seconds=settings.request_timeout_seconds,
         threads=settings.threads,
         strict=settings.strict,
     )

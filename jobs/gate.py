@@ -13,6 +13,7 @@ class Gate:
 
     A shard *enters* when its message arrives, *owes* sequences once its plan is read, and *leaves* at its end.
     Only one shard may be between entering and owing: until then nobody knows how much work it brings.
+    A shard that runs alone has its turn when those that entered before it have left; those after it wait for its end.
     """
 
     def __init__(self, slots: int, target: int, on_open: Callable[[], None] = lambda: None) -> None:
@@ -21,16 +22,26 @@ class Gate:
         self.target = target
         self.on_open = on_open
         self._lock = threading.Lock()
-        self._owed: dict[ShardId, int | None] = {}
+        self._owed: dict[ShardId, int | None] = {}  # in the order of entering
+        self._alone: set[ShardId] = set()
         self._closed: set[str] = set()
 
-    def enter(self, shard_id: ShardId) -> bool:
+    def enter(self, shard_id: ShardId, *, alone: bool = False) -> bool:
         """False when this shard is in flight here already: a doubled hint."""
         with self._lock:
             if shard_id in self._owed:
                 return False
             self._owed[shard_id] = None
+            if alone:
+                self._alone.add(shard_id)
             return True
+
+    def has_turn(self, shard_id: ShardId) -> bool:
+        """Whether a shard that has entered may begin. Nothing is taken meanwhile, so its turn comes."""
+        with self._lock:
+            order = list(self._owed)
+            before = order[: order.index(shard_id)]
+            return not before if shard_id in self._alone else self._alone.isdisjoint(before)
 
     def owe(self, shard_id: ShardId, sequences: int) -> None:
         """This many sequences of the shard are still to be generated."""
@@ -42,6 +53,7 @@ class Gate:
     def leave(self, shard_id: ShardId) -> None:
         with self._lock:
             self._owed.pop(shard_id, None)
+            self._alone.discard(shard_id)
         self._wake()
 
     def close(self, reason: str) -> None:
@@ -64,7 +76,7 @@ class Gate:
         """How many messages this worker may hold now: all that it has and one more, or none at all."""
         with self._lock:
             owed = [sequences for sequences in self._owed.values() if sequences is not None]
-            if self._closed or len(self._owed) >= self.slots or sum(owed) >= self.target:
+            if self._closed or self._alone or len(self._owed) >= self.slots or sum(owed) >= self.target:
                 return 0
             return len(owed) + 1
 

@@ -83,6 +83,20 @@ def unsealed_rows(
     return ((row, plan) for row, plan, is_left in every if is_left)
 
 
+Counts = npt.NDArray[np.int64]
+
+
+def open_outputs(table: pa.Table, defaults: Sampling, sealed: Set[tuple[int, int]]) -> Counts:
+    """How many results of each row [rows] are not among the sealed (row_index, sample_index)."""
+    sampling_of = _row_sampling(defaults)
+    counts = []
+    for batch in table.select(["row_index", "sampling", "error_code"]).to_batches(max_chunksize=256):
+        for row in batch.to_pylist():
+            num_samples = 1 if row["error_code"] else sampling_of(row["sampling"]).params.num_samples
+            counts.append(sum((row["row_index"], sample) not in sealed for sample in range(num_samples)))
+    return np.array(counts, dtype=np.int64)
+
+
 def make_request(row: PlanRow, plan: RowPlan, request_id: str, job: str, encoder: PromptEncoder) -> Request:
     """The row as the engine gets it: without text."""
     texts, special = encoder.split_stops(row.stops)
@@ -108,13 +122,7 @@ def _row_sampling(defaults: Sampling) -> Callable[[str | None], Sampling]:
 def _unsealed(table: pa.Table, defaults: Sampling, sealed: Set[tuple[int, int]]) -> npt.NDArray[np.bool_]:
     if not sealed:
         return np.ones(table.num_rows, dtype=np.bool_)
-    sampling_of = _row_sampling(defaults)
-    is_open = []
-    for batch in table.select(["row_index", "sampling", "error_code"]).to_batches(max_chunksize=256):
-        for row in batch.to_pylist():
-            num_samples = 1 if row["error_code"] else sampling_of(row["sampling"]).params.num_samples
-            is_open.append(any((row["row_index"], sample) not in sealed for sample in range(num_samples)))
-    return np.array(is_open, dtype=np.bool_)
+    return open_outputs(table, defaults, sealed) > 0
 
 
 def _plans(table: pa.Table, runs: npt.NDArray[np.bool_]) -> list[RowPlan]:

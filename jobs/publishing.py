@@ -65,14 +65,14 @@ def _left_behind(state: JobState) -> tuple[RowStatus, str, str]:
         case JobState.EXPIRING:
             return RowStatus.EXPIRED, "deadline", "the job's deadline passed before this row was finished"
         case JobState.FAILING:
-            return RowStatus.CANCELED, "canceled", "too many rows of the job failed before this row was finished"
+            return RowStatus.CANCELED, "canceled", "the job failed before this row was finished"
         case _:
             return RowStatus.CANCELED, "canceled", "the job was cancelled before this row was finished"
 
 
 def _reason(code: str) -> str:
     if code == "engine_killer":
-        return "the worker died each time that the shard of this row was tried; submit _meta/errors again"
+        return "workers died each time that they ran this row, in the end with nothing beside it"
     return "each attempt at the shard of this row failed; `nightmill status` has the last error"
 
 

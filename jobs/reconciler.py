@@ -25,6 +25,7 @@ from jobs.app import make_app
 from jobs.dispatch import BrokerDown, Dispatcher
 from jobs.embedded import connect
 from jobs.publishing import publish_job
+from jobs.quarantine import divide_crashed
 from jobs.retry import decide
 from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
@@ -99,6 +100,7 @@ class Reconciler:
             log.warning(
                 "lease_expired job=%d shard=%d epoch=%d state=%s", shard.job_id, shard.id, shard.epoch, shard.state
             )
+        divide_crashed(self._repository)
         for job in self._repository.stop_jobs():
             if job.state in JOB_FINAL:
                 give_back(self._repository, job)  # it was never planned
@@ -110,7 +112,7 @@ class Reconciler:
     def _expired(self) -> Sequence[Shard]:
         if self._monotonic() < self._expires_from:
             return ()
-        return self._repository.expire_leases(self._settings.max_shard_attempts)
+        return self._repository.expire_leases(self._settings.max_job_crashes)
 
     def run(self, stop: threading.Event, *, every: float | None = None) -> None:
         """Tick every `every` seconds until `stop`; an outage only makes the pauses longer."""

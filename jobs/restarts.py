@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+EXIT_ENGINE_DEAD = 70  # the engine died or hung, after a good start
 EXIT_MODEL = 78  # the worker cannot serve its model as it is set up: starting it again would not help
 HEALTHY_SECONDS = 60.0  # a worker that lived this long had a good start
 MAX_PAUSE_SECONDS = 60.0
@@ -18,11 +19,14 @@ class Restarts:
     failures: int = 0  # in a row
     start_at: float = 0.0  # not before
 
-    def ended(self, code: int, lived: float, now: float) -> None:
-        """The worker ended with this code. A long life is no good start where the model is refused after its load."""
+    def ended(self, code: int, lived: float, now: float, *, was_ready: bool = False) -> None:
+        """The worker ended with this code. A long life is no good start where the model is refused after its load.
+
+        One that took shards had a good start, however soon it died: how many may die of a job is the job's to say.
+        """
         if code == 0:
             self.failures = 0
-        elif code != EXIT_MODEL and lived > HEALTHY_SECONDS:
+        elif code != EXIT_MODEL and (lived > HEALTHY_SECONDS or was_ready or code == EXIT_ENGINE_DEAD):
             self.failures = 1
         else:
             self.failures += 1

@@ -5,20 +5,25 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass
 
+from engine.errors import EngineDead
+
 FULL_DISK_SECONDS = 30.0
 MAX_DELAY_SECONDS = 300.0
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """Try again after `in_seconds`. `preempted`: the attempt failed for a reason that is not the shard's own."""
+    """Try again after `in_seconds`. `preempted`: the attempt failed for a reason that is not the shard's own;
+    `crashed`: it may have killed its engine."""
 
     in_seconds: float
     preempted: bool
+    crashed: bool = False
 
 
 def decide(error: BaseException, attempt: int, *, base_seconds: float = 1.0) -> Retry:
     """`attempt` counts from 1. A full disk is nobody's fault; everything else backs off and counts."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return Retry(FULL_DISK_SECONDS, preempted=True)
-    return Retry(min(base_seconds * 2.0 ** (attempt - 1), MAX_DELAY_SECONDS), preempted=False)
+    pause = min(base_seconds * 2.0 ** (attempt - 1), MAX_DELAY_SECONDS)
+    return Retry(pause, preempted=False, crashed=isinstance(error, EngineDead))

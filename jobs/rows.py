@@ -76,16 +76,16 @@ class RowMaker:
             passed=row.passed,
         )
 
-    def refused(self, row: PlanRow) -> ResultRow:
-        """A row that submit found to be wrong: it never reaches the engine and has one result, whatever its `n`."""
+    def failed(self, row: PlanRow, sample_index: int, code: str, message: str) -> ResultRow:
+        """A row that never reached the engine, or on whose result our own code fails."""
         return ResultRow(
             custom_id=row.custom_id,
             row_index=row.row_index,
-            sample_index=0,
+            sample_index=sample_index,
             status=RowStatus.ERRORED,
             seed=row.seed,
-            error_code=row.error_code,
-            error_message=row.error_message,
+            error_code=code,
+            error_message=message,
             attempts=self.attempt,
             shard_id=self.shard_id,
             started_at=self.started_at,

@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 from jobs.outcome import Outcome
 from jobs.pool import Cancels
+from jobs.restarts import EXIT_ENGINE_DEAD
 from jobs.shard import Tools, run_shard
 from storage.errors import StorageError
 from storage.records import ShardId
 
 log = logging.getLogger(__name__)
 
-EXIT_ENGINE_DEAD = 70
 WATCH_SECONDS = 0.2
 RELEASE_SECONDS = 2.0  # what attempts get to give their shards back when the engine has died
 
@@ -29,9 +29,9 @@ class Runtime:
         self.gate = tools.gate
         self.cancels = Cancels()
 
-    def run_shard(self, shard_id: ShardId) -> Outcome:
+    def run_shard(self, shard_id: ShardId, *, alone: bool = False) -> Outcome:
         """One attempt, in the thread that calls. Raises ShardFailed."""
-        return run_shard(self.tools, shard_id, self.cancels.current)
+        return run_shard(self.tools, shard_id, self.cancels.current, alone=alone)
 
     def drain(self) -> None:
         """Take nothing new, and let every attempt seal its rows and release its shard."""

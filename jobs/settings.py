@@ -36,7 +36,8 @@ class Settings(BaseSettings):
     hint_stale_seconds: float = 120.0
     segment_seconds: float = 5.0
     segment_rows: int = 256
-    max_shard_attempts: int = 5
+    max_shard_attempts: int = 5  # failures of a shard, not counting those in which its worker died
+    max_job_crashes: int = 50  # workers that may die of a job before it is ended as failed
 
     # --- worker -----------------------------------------------------------------------------------------------
     worker_slots: int = 16
@@ -59,6 +60,7 @@ class Settings(BaseSettings):
     max_batch_tokens: int = 512
     max_sequences: int = 64
     cache_bytes: int | None = None
+    request_timeout_seconds: float | None = None  # for which one row may run in the engine; None: for ever
     threads: int | None = None
     block_sharing: bool = True
     prefix_sharing: bool = True

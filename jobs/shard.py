@@ -8,30 +8,32 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
 from engine.errors import EngineDead
-from engine.request import Completion, Request
+from engine.request import Completion
 from jobs.engines import BlockUse, Feed, ServingEngine
 from jobs.gate import Gate
+from jobs.inflight import InFlight
 from jobs.junctions import RowPlan
 from jobs.leases import Lease, LeaseKeeper
 from jobs.outcome import Ending, Outcome, ShardFailed
 from jobs.patience import until_answered
-from jobs.planrows import PlanRow, make_request, unsealed_rows
+from jobs.planrows import PlanRow, unsealed_rows
 from jobs.prompts import PromptEncoder
+from jobs.quarantine import cut_waves
 from jobs.recorder import Recorder
-from jobs.retry import decide
+from jobs.retry import Retry, decide
 from jobs.rows import RowMaker, group_stats, with_use
 from jobs.sampling import Sampling
 from jobs.settings import Settings
 from storage.errors import DatabaseDown, Fenced, StorageError
-from storage.parquet.plan import passed_schema, read_shard
+from storage.parquet.plan import passed_schema, read_rows
 from storage.parquet.writer import SegmentWriter, segment_keys, write_shard
 from storage.records import Claim, RunStats, ShardId
 from storage.repository import Repository
@@ -57,12 +59,16 @@ class Tools:
     stopping: threading.Event
 
 
-def run_shard(tools: Tools, shard_id: ShardId, revoked: threading.Event) -> Outcome:
-    """Try to claim the shard and run it to an end. Raises ShardFailed after the failure is recorded in SQL."""
-    if not tools.gate.enter(shard_id):
+def run_shard(tools: Tools, shard_id: ShardId, revoked: threading.Event, *, alone: bool = False) -> Outcome:
+    """Try to claim the shard and run it to an end, `alone` when nothing else runs here. Raises ShardFailed after the
+    failure is recorded in SQL."""
+    if not tools.gate.enter(shard_id, alone=alone):
         return Outcome(ending=Ending.DUPLICATE)
     try:
-        claim = _claim(tools, shard_id)
+        while not tools.gate.has_turn(shard_id):
+            if revoked.is_set() or tools.stopping.wait(POLL_SECONDS):
+                return Outcome(ending=Ending.DROPPED)
+        claim = _claim(tools, shard_id, alone)
         if claim is None:
             return Outcome(ending=Ending.DROPPED)
         lease = tools.leases.hold(shard_id, claim.shard.epoch)
@@ -74,11 +80,11 @@ def run_shard(tools: Tools, shard_id: ShardId, revoked: threading.Event) -> Outc
         tools.gate.leave(shard_id)
 
 
-def _claim(tools: Tools, shard_id: ShardId) -> Claim | None:
+def _claim(tools: Tools, shard_id: ShardId, alone: bool) -> Claim | None:
     """The claim, or None if there is nothing to do. While SQL is down this waits, and the gate lets no other in."""
 
     def claim() -> Claim | None:
-        return tools.repository.claim_shard(shard_id, tools.leases.owner, tools.settings.lease_seconds)
+        return tools.repository.claim_shard(shard_id, tools.leases.owner, tools.settings.lease_seconds, alone=alone)
 
     if tools.stopping.is_set():
         return None
@@ -89,7 +95,7 @@ def _claim(tools: Tools, shard_id: ShardId) -> Claim | None:
 
 
 class Attempt:
-    """One try at a claimed shard. Lives in one thread; only `_requests` runs in the engine's."""
+    """One try at a claimed shard. Lives in one thread; only the requests are made in the engine's."""
 
     def __init__(self, tools: Tools, claim: Claim, lease: Lease, revoked: threading.Event) -> None:
         self.tools = tools
@@ -101,17 +107,20 @@ class Attempt:
         self.started = time.monotonic()
         self._plan_path = self.out / (claim.job.plan.path if claim.job.plan else "")
         self._sealed_keys: list[str] = []  # segments of earlier attempts
-        self._skip: set[tuple[int, int]] = set()  # (row_index, sample_index) in them
-        self._in_flight: dict[str, tuple[PlanRow, int]] = {}  # request id -> its row, samples still to come
-        self._refused: deque[PlanRow] = deque()  # rows that submit found to be wrong
+        self._skip: set[tuple[int, int]] = set()  # (row_index, sample_index) in them, and of shards that it is part of
         self._owed = 0  # results still to come
-        self._wasted_tokens = 0
-        self._rows = RowMaker(
-            decoder=tools.encoder,
-            eos_token_ids=tools.encoder.eos_token_ids,
-            shard_id=self.shard.id,
-            attempt=self.shard.attempts,
-            started_at=datetime.now(UTC),
+        self.in_flight = InFlight(
+            RowMaker(
+                decoder=tools.encoder,
+                eos_token_ids=tools.encoder.eos_token_ids,
+                shard_id=self.shard.id,
+                attempt=self.shard.attempts,
+                started_at=datetime.now(UTC),
+            ),
+            tools.encoder,
+            self._skip,
+            prefix=f"{self.shard.id}.{self.shard.epoch}",
+            job=str(self.job.id),
         )
         self._recorder: Recorder | None = None
 
@@ -137,25 +146,41 @@ class Attempt:
     def _work(self) -> Ending:
         self._load_sealed()
         self._recorder = self._make_recorder()
-        self._owed = self.shard.num_outputs - len(self._skip)
         self.tools.gate.owe(self.shard.id, self._owed)
-        defaults = Sampling.from_spec(self.job.spec["sampling"])
-        table = read_shard(self._plan_path, self.shard.idx)
-        rows = unsealed_rows(table, defaults, self._skip, self.tools.encoder.max_model_len)
-        with self.tools.engine.feed(self._requests(rows)) as feed:
-            ending = self._collect(feed)
-        self._seal_all()
+        for wave in self._waves():
+            wanted = takewhile(lambda _: not self.lease.cancelled, wave)  # what the engine has is finished
+            with self.tools.engine.feed(self.in_flight.requests(wanted)) as feed:
+                ending = self._collect(feed)
+            self._seal_all()
+            if ending is not Ending.DONE:
+                break
         if ending is Ending.DONE:
             self._commit()
         else:
-            self._release(str(ending), preempted=True)
+            self._release(str(ending), Retry(0.0, preempted=True))
         return ending
 
     # --- reading ----------------------------------------------------------------------------------------------
     def _load_sealed(self) -> None:
-        segments = self._ask(lambda: self.tools.repository.segments(self.shard.id))
-        self._sealed_keys = [segment.key for segment in segments]
-        self._skip = segment_keys(self.out, self._sealed_keys)
+        repository, shard = self.tools.repository, self.shard
+        self._sealed_keys = [segment.key for segment in self._ask(lambda: repository.segments(shard.id))]
+        self._skip |= segment_keys(self.out, self._sealed_keys)
+        self._owed = shard.num_outputs - len(self._skip)
+        if shard.parent_id is not None:
+            inherited = self._ask(lambda: repository.parent_segments(shard.id))
+            self._skip |= segment_keys(self.out, [segment.key for segment in inherited])
+
+    def _waves(self) -> Iterator[Iterable[tuple[PlanRow, RowPlan]]]:
+        """The rows that are not sealed yet: all at once, those of a suspected shard only when earlier ones are."""
+        table = read_rows(self._plan_path, self.shard.row_group, self.shard.row_lo, self.shard.row_hi)
+        defaults = Sampling.from_spec(self.job.spec["sampling"])
+        rows = unsealed_rows(table, defaults, self._skip, self.tools.encoder.max_model_len)
+        if not self.shard.is_suspect:
+            yield rows
+            return
+        suspected = list(rows)
+        for part in cut_waves(len(suspected)) or [slice(0)]:
+            yield suspected[part]
 
     def _make_recorder(self) -> Recorder:
         settings = self.tools.settings
@@ -173,18 +198,6 @@ class Attempt:
 
     def _block_use(self) -> Sequence[BlockUse]:
         return self.tools.engine.block_use(str(self.job.id))
-
-    def _requests(self, rows: Iterator[tuple[PlanRow, RowPlan]]) -> Iterator[Request]:
-        """The rows that are not sealed yet, as requests; pulled by the engine as it has room."""
-        for row, plan in rows:
-            if self.lease.cancelled:  # what the engine has is finished, unless it is aborted
-                return
-            if row.error_code:
-                self._refused.append(row)
-            else:
-                request_id = f"{self.shard.id}.{self.shard.epoch}.{row.row_index}"
-                self._in_flight[request_id] = (row, row.sampling.num_samples)
-                yield make_request(row, plan, request_id, str(self.job.id), self.tools.encoder)
 
     # --- generating -------------------------------------------------------------------------------------------
     def _collect(self, feed: Feed) -> Ending:
@@ -219,18 +232,7 @@ class Attempt:
             self._take(feed.poll(0.05))
 
     def _take(self, completions: list[Completion]) -> None:
-        rows = []
-        while self._refused:
-            rows.append(self._rows.refused(self._refused.popleft()))
-        for completion in completions:
-            row, left = self._in_flight.pop(completion.request_id)
-            if left > 1:
-                self._in_flight[completion.request_id] = (row, left - 1)
-            if completion.finish_reason == "abort" or (row.row_index, completion.sample_index) in self._skip:
-                spent = completion.counters  # a sample that is sealed already ran again for the sake of a sibling
-                self._wasted_tokens += spent.computed_tokens + spent.forked_tokens + spent.completion_tokens
-            else:
-                rows.append(self._rows.finished(row, completion))
+        rows = self.in_flight.finish(completions)
         self.recorder.append(rows)
         self._owed -= len(rows)
         self.tools.gate.owe(self.shard.id, self._owed)
@@ -253,7 +255,7 @@ class Attempt:
         assert file.rows == self.shard.num_outputs, (
             f"shard {self.shard.id} has {file.rows} rows, not {self.shard.num_outputs}: a row was lost or doubled"
         )
-        idle = RunStats(groups=group_stats(self.tools.engine.groups), wasted_tokens=self._wasted_tokens)
+        idle = RunStats(groups=group_stats(self.tools.engine.groups), wasted_tokens=self.in_flight.wasted_tokens)
         use = with_use(idle, self._block_use())
 
         def commit() -> None:
@@ -265,15 +267,16 @@ class Attempt:
             (self.out / file.key).unlink(missing_ok=True)
             raise
 
-    def _release(self, reason: str, *, preempted: bool, delay_seconds: float = 0.0) -> None:
+    def _release(self, reason: str, retry: Retry) -> None:
         self._ask(
             lambda: self.tools.repository.release_shard(
                 self.shard.id,
                 self.shard.epoch,
                 reason=reason,
-                preempted=preempted,
-                delay_seconds=delay_seconds,
-                wasted_tokens=self._wasted_tokens,
+                preempted=retry.preempted,
+                crashed=retry.crashed,
+                delay_seconds=retry.in_seconds,
+                wasted_tokens=self.in_flight.wasted_tokens,
             )
         )
 
@@ -283,7 +286,7 @@ class Attempt:
         try:
             if self._recorder is not None and not isinstance(error, DatabaseDown):
                 self._recorder.seal()
-            self._release(f"{type(error).__name__}: {error}", preempted=retry.preempted, delay_seconds=retry.in_seconds)
+            self._release(f"{type(error).__name__}: {error}", retry)
         except (StorageError, OSError) as second:
             # The lease runs out by itself; a second failure must not hide the first.
             log.warning("shard %d could not be released: %s", self.shard.id, second)

@@ -34,6 +34,7 @@ class WorkerSupervisor:
         self._log_path = settings.home / "worker.log"
         self._process: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
+        self._boots: set[str] = set()  # of workers that were ready when they were killed
         self._restarts = Restarts(settings.restart_backoff_seconds, settings.max_consecutive_restarts)
         self._wanted: str | None = None  # key of the model that waited longest when the worker was started
         self._stopping = threading.Event()
@@ -75,7 +76,8 @@ class WorkerSupervisor:
         log.info("worker started pid=%d", self._process.pid)
 
     def _ended(self, code: int, now: float) -> None:
-        self._restarts.ended(code, now - self._started_at, now)
+        was_ready = code < 0 and self._was_ready()
+        self._restarts.ended(code, now - self._started_at, now, was_ready=was_ready)
         if code == 0:
             return
         failures = self._restarts.failures
@@ -85,6 +87,17 @@ class WorkerSupervisor:
             self.problem = f"the worker cannot serve the job as it is set up; {self._last_words()}"
         elif self._restarts.spent:
             self.problem = f"the worker ended {failures} times in a row (exit {code}); {self._last_words()}"
+
+    def _was_ready(self) -> bool:
+        """Whether the worker that was killed had come so far as to take shards. Its record is what it said last."""
+        try:
+            serving = [record for record in self._repository.workers() if record.model_key]
+        except StorageError:
+            return False
+        boots = {record.boot_id for record in serving if record.state == "ready"}
+        is_new = not boots <= self._boots
+        self._boots |= boots
+        return is_new
 
     def _last_words(self) -> str:
         return f"its log is {self._log_path}:\n{self._log_path.read_text(errors='replace')[-LOG_TAIL:]}"

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 RUN_SHARD = "nightmill.run_shard"
 
 
-def run_shard(self: Any, job_id: int, shard_id: int) -> str:
-    """Try to claim the shard and run it to its end: one message is one attempt.
+def run_shard(self: Any, job_id: int, shard_id: int, alone: bool = False) -> str:
+    """Try to claim the shard and run it to its end: one message is one attempt. `alone`: with nothing beside it.
 
     Returns one line for Flower; a failed attempt raises ShardFailed, so that Flower shows a failure.
     """
     runtime = self.app.runtime
     assert runtime is not None, "a shard was sent to a process that is no worker"
-    return str(runtime.run_shard(ShardId(int(shard_id))))
+    return str(runtime.run_shard(ShardId(int(shard_id)), alone=bool(alone)))
 
 
 def publish_hint(app: NightmillApp, hint: Hint) -> None:
@@ -30,9 +30,9 @@ def publish_hint(app: NightmillApp, hint: Hint) -> None:
     shown = {"job_id": hint.job_id, "shard": hint.shard_id, "model": hint.model_source}
     try:
         app.tasks[RUN_SHARD].apply_async(
-            kwargs={"job_id": hint.job_id, "shard_id": hint.shard_id},
+            kwargs={"job_id": hint.job_id, "shard_id": hint.shard_id, "alone": hint.alone},
             task_id=f"{hint.shard_id}.{hint.dispatch_seq}",
-            queue=f"m.{hint.model_key}",
+            queue=app.queues(hint.model_key)[hint.alone],
             kwargsrepr=repr(shown),
         )
     except (OperationalError, OSError) as error:
@@ -42,11 +42,11 @@ def publish_hint(app: NightmillApp, hint: Hint) -> None:
 
 
 def queue_length(app: NightmillApp, model_key: str) -> int | None:
-    """Hints waiting in a model's queue; None when the broker cannot be asked."""
+    """Hints waiting in a model's queues; None when the broker cannot be asked."""
     try:
         with app.connection_for_write() as connection:
-            # not passive: Redis has no empty lists, so a queue that is empty would not be found
-            _, length, _ = connection.default_channel.queue_declare(queue=f"m.{model_key}")
-            return int(length)
+            channel = connection.default_channel
+            # Not passively: Redis keeps no empty queue, so that one would be told apart from none that is lost.
+            return sum(int(channel.queue_declare(queue=name).message_count) for name in app.queues(model_key))
     except Exception:  # noqa: BLE001 - kombu's channel errors have no common base; the answer is "unknown" for all
         return None

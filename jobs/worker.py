@@ -11,12 +11,13 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from typing import Any
 
 from celery.signals import worker_shutting_down
 
 from engine.errors import ConfigError, ModelRefused
-from jobs.app import NightmillApp, make_app, queue_name
+from jobs.app import NightmillApp, make_app
 from jobs.devices import lock_folder
 from jobs.embedded import connect
 from jobs.engines import engine_factory
@@ -156,7 +157,7 @@ class Worker:
         )
         watchdog.start()
         try:
-            return _serve(app, self.name.node, queue_name(self.model.key))
+            return _serve(app, self.name.node, app.queues(self.model.key))
         finally:
             watchdog.end()
             worker_shutting_down.disconnect(on_stop)
@@ -202,8 +203,9 @@ class Worker:
             for shard in self.repository.shards(job.id) if job.state in JOB_WORKING else ():
                 if shard.state is ShardState.RUNNING and shard.lease_owner == self.name.node:
                     try:
+                        reason = f"worker {self.name.node} was lost"
                         self.repository.release_shard(
-                            shard.id, shard.epoch, reason=f"worker {self.name.node} was lost", preempted=False
+                            shard.id, shard.epoch, reason=reason, preempted=False, crashed=True
                         )
                     except Fenced:
                         continue  # it gave the shard back itself, or its lease ran out
@@ -219,11 +221,11 @@ class Worker:
             self._place.release()
 
 
-def _serve(app: NightmillApp, node: str, queue: str) -> int:
+def _serve(app: NightmillApp, node: str, queues: Sequence[str]) -> int:
     """The Celery worker, until it is told to stop; its exit code."""
     worker = app.Worker(
         hostname=node,
-        queues=[queue],
+        queues=list(queues),
         task_events=True,
         without_gossip=True,
         without_mingle=True,

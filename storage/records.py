@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NewType
 
-from storage.states import JobState, ShardState
+from storage.states import QUARANTINE_CRASHES, JobState, ShardState
 
 JobId = NewType("JobId", int)
 ShardId = NewType("ShardId", int)
@@ -123,6 +123,28 @@ class Shard:
     error: str | None
     num_outputs: int = 0
     cost_tokens: int = 0
+    failures: int = 0
+    parent_id: ShardId | None = None
+    plan_idx: int | None = None  # None: idx
+
+    @property
+    def row_group(self) -> int:
+        """The row group of the plan that holds its rows, which may be a part of it."""
+        return self.idx if self.plan_idx is None else self.plan_idx
+
+    @property
+    def is_suspect(self) -> bool:
+        """It may hold a row that kills its worker, so it runs alone."""
+        return self.parent_id is not None or self.crashes >= QUARANTINE_CRASHES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """Rows of a shard that is split which become a shard of their own; `num_outputs` of them are not sealed yet."""
+
+    row_lo: int
+    row_hi: int
+    num_outputs: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +156,7 @@ class Hint:
     dispatch_seq: int
     model_key: str
     model_source: str
+    alone: bool = False  # the shard is suspected: its worker must run nothing else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,11 +1,12 @@
 """The state machines of jobs and shards on one page.
 
 Job:    validating -> queued -> in_progress -> finalizing -> completed
-        any open state -> cancelling -> cancelled,  expiring -> expired (deadline),  failing -> failed (too many errors)
-        any open state -> failed, without publishing
+        any open state -> cancelling -> cancelled,  expiring -> expired (deadline),
+        failing -> failed (too many errors, or its workers died too often); any open state -> failed, without publishing
         queued, in_progress <-> paused
 Shard:  ready -> queued -> running -> done
-        running -> ready (released, or its lease expired);  ready, running -> dead | split;  any open -> cancelled
+        running -> ready (released, or its lease expired) | dead (its attempts failed too often);  any open -> cancelled
+        ready -> split | dead  (its worker died while it ran alone: fewer rows are suspected now, or one)
 Row:    succeeded | errored | expired | canceled  (once it has ended)
 """
 
@@ -50,14 +51,15 @@ class Outcome(StrEnum):
     """How an attempt ended."""
 
     COMMITTED = "committed"
-    FAILED = "failed"  # released by its worker after an error; counts as a crash
+    FAILED = "failed"  # released by its worker after an error
     PREEMPTED = "preempted"  # released by its worker, no fault of the shard
-    CRASHED = "crashed"  # its lease ran out
+    CRASHED = "crashed"  # its worker died: the lease ran out, or the engine's death was told
     CANCELLED = "cancelled"
 
 
 JOB_FINAL = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED})
 JOB_RUNNABLE = frozenset({JobState.QUEUED, JobState.IN_PROGRESS})  # its shards may be dispatched and claimed
 JOB_STOPPING = frozenset({JobState.CANCELLING, JobState.EXPIRING, JobState.FAILING})  # what is done gets published
+QUARANTINE_CRASHES = 2  # a shard that was in so many crashes is suspected and runs alone
 SHARD_WAITING = frozenset({ShardState.READY, ShardState.QUEUED})
 SHARD_OPEN = frozenset({ShardState.READY, ShardState.QUEUED, ShardState.RUNNING})

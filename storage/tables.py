@@ -84,6 +84,7 @@ jobs = Table(
     _count("rows_canceled"),
     _count("shards_total"),
     _count("shards_done"),
+    _count("crashes"),  # deaths of workers that ran shards of it, each counted once
     Column("error", String),
     Column("manifest_sha256", String),
     # the right to plan or publish
@@ -112,18 +113,20 @@ shards = Table(
     metadata,
     Column("id", BigId, primary_key=True),
     Column("job_id", ForeignKey("jobs.id"), nullable=False),
-    Column("idx", Integer, nullable=False),  # row group of the plan
+    Column("idx", Integer, nullable=False),  # names its files
     Column("row_lo", BigInteger, nullable=False),
     Column("row_hi", BigInteger, nullable=False),
     Column("num_outputs", BigInteger, nullable=False),  # rows that must come out: rows times their samples
     _count("cost_tokens"),
-    Column("parent_id", ForeignKey("shards.id")),
+    Column("parent_id", ForeignKey("shards.id")),  # of which it has some of the rows that were not sealed
+    Column("plan_idx", Integer),  # row group of the plan that holds its rows; null: idx
     Column("state", String, nullable=False),
     _count("epoch"),
     Column("lease_owner", String),
     _seconds("lease_until"),
     _count("attempts"),
     _count("crashes"),
+    _count("failures"),
     _count("preemptions"),
     _seconds("not_before"),
     _count("priority"),
@@ -236,6 +239,11 @@ workers = Table(
     Column("state", String, nullable=False),
     Column("started_at", Double, nullable=False),
     Column("heartbeat_at", Double, nullable=False),
+    # when its event loop and its engine last showed that they live
+    _seconds("loop_at"),
+    _seconds("step_at"),
+    Column("notice", String),  # why it takes no new shard
+    Column("drain_requested_at", Double),
 )
 
 schedules = Table(

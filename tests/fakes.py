@@ -6,6 +6,7 @@ tell whether a row's output is its own. Faults are named in the environment of t
 FAKE_ENGINE_ROWS_PER_SECOND  speed of the whole engine; unset means as fast as it goes
 FAKE_ENGINE_KILL             a prompt that contains this text (as token ids of the fake model) kills the process
 FAKE_ENGINE_DIE              ... ends the engine's loop with an error
+FAKE_ENGINE_HANG             ... lets a step hang for ever
 """
 
 from __future__ import annotations
@@ -119,6 +120,7 @@ class FakeEngine:
         rows_per_second: float | None = None,
         kill: bytes = b"",
         die: bytes = b"",
+        hang: bytes = b"",
         vocab_size: int = EOS + 1,
         max_model_len: int | None = None,
     ) -> None:
@@ -126,7 +128,7 @@ class FakeEngine:
         self._max_model_len = max_model_len
         self._max_sequences = max_sequences
         self._pause = 1.0 / rows_per_second if rows_per_second else 0.0
-        self._kill, self._die = _ids(kill), _ids(die)
+        self._kill, self._die, self._hang = _ids(kill), _ids(die), _ids(hang)
         self._lock = threading.Lock()
         self._feeds: list[Feed] = []
         self._waiting: deque[tuple[Feed, Request, int]] = deque()
@@ -199,13 +201,16 @@ class FakeEngine:
             self._feeds = [feed for feed in self._feeds if not feed.is_closed]
 
     def _finish_one(self) -> None:
-        feed, request, sample_index = self._waiting.popleft()
+        feed, request, sample_index = self._waiting[0]
         if self._pause:
             time.sleep(self._pause)
         if _contains(request.prompt, self._kill):
             os.kill(os.getpid(), signal.SIGKILL)
         if _contains(request.prompt, self._die):
             raise RuntimeError("the fake engine was asked to die")
+        if _contains(request.prompt, self._hang):
+            threading.Event().wait()
+        self._waiting.popleft()
         feed.deliver(self._completion(request, sample_index))
 
     def _completion(self, request: Request, sample_index: int) -> Completion:
@@ -269,6 +274,7 @@ def fake_engine(model_dir: Path, settings: Settings) -> FakeEngine:
         rows_per_second=float(speed) if speed else None,
         kill=os.environb.get(b"FAKE_ENGINE_KILL", b""),
         die=os.environb.get(b"FAKE_ENGINE_DIE", b""),
+        hang=os.environb.get(b"FAKE_ENGINE_HANG", b""),
         vocab_size=config.get("vocab_size", EOS + 1),
         max_model_len=config.get("max_position_embeddings"),
     )

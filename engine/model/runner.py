@@ -198,9 +198,10 @@ def _sample_row(draw: Draw) -> SampleRow:
 def _sampled(chunk: Chunk, token: int | None, logprob: float) -> Sampled:
     position = chunk.start + chunk.length
     if not math.isfinite(logprob):
-        error = f"the model's logits for position {position} are not finite"
+        code, error = "non_finite_logits", f"the model's logits for position {position} are not finite"
     elif token is None:
+        code = "no_token"
         error = f"no token can be chosen at position {position} with these options, use milder ones: {chunk.sampling}"
     else:
         return Sampled(chunk.sequence_id, token, logprob)
-    return Sampled(chunk.sequence_id, 0, 0.0, error=error)
+    return Sampled(chunk.sequence_id, 0, 0.0, error=error, error_code=code)

@@ -59,6 +59,17 @@ def read_shard(plan_path: Path, idx: int) -> pa.Table:
             raise FileDamaged(f"{plan_path}: the rows of shard {idx} cannot be read: {error}") from error
 
 
+def read_rows(plan_path: Path, idx: int, row_lo: int, row_hi: int) -> pa.Table:
+    """Rows [row_lo, row_hi) of the plan's order, all of them in row group `idx`. Raises FileDamaged."""
+    first = sum(shard_rows(plan_path)[:idx])
+    table = read_shard(plan_path, idx)
+    if not first <= row_lo < row_hi <= first + table.num_rows:
+        raise FileDamaged(
+            f"{plan_path}: shard {idx} has the rows {first} to {first + table.num_rows}, not {row_lo} to {row_hi}"
+        )
+    return table.slice(row_lo - first, row_hi - row_lo)
+
+
 def shard_rows(plan_path: Path) -> list[int]:
     """The number of rows of every shard."""
     with open_sealed(plan_path) as file:

@@ -21,7 +21,6 @@ from storage.records import (
     Hint,
     Job,
     JobId,
-    ModelRef,
     NewJob,
     NewShard,
     PlanRecord,
@@ -29,15 +28,17 @@ from storage.records import (
     Segment,
     Shard,
     ShardId,
-    WorkerRecord,
 )
-from storage.repository import dispatching, integrity, jobs, plans, segments, shards, stats, workers
+from storage.repository import dispatching, integrity, jobs, plans, segments, shards, splitting, stats
 from storage.repository.steering import Steering
+from storage.repository.suspect_moves import SuspectMoves
+from storage.repository.worker_moves import WorkerMoves
+from storage.states import Outcome
 
 _log = logging.getLogger(__name__)
 
 
-class Repository(Steering):
+class Repository(Steering, SuspectMoves, WorkerMoves):
     """Jobs, shards, segments, workers and statistics in SQLite or PostgreSQL. May be shared by threads."""
 
     def __init__(self, url: str) -> None:
@@ -144,12 +145,13 @@ class Repository(Steering):
         with self._db.write() as conn:
             return dispatching.dispatch(conn, model_key, window, stale_seconds)
 
-    def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float) -> Claim | None:
+    def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float, *, alone: bool = False) -> Claim | None:
         """ready, queued or running with an expired lease -> running under epoch + 1. An expired lease counts a crash.
-        The first claim moves the job from queued to in_progress. None: nothing to do, drop the hint."""
+        The first claim moves the job from queued to in_progress. `alone`: the worker runs nothing else until this
+        shard ends; suspected shards are given to such a worker only. None: nothing to do, drop the hint."""
         failpoints.reach("claim.before")
         with self._db.write() as conn:
-            claim = shards.claim(conn, shard_id, owner, lease_seconds)
+            claim = shards.claim(conn, shard_id, owner, lease_seconds, alone)
         failpoints.reach("claim.after")
         if claim is not None:
             _log.info(
@@ -172,6 +174,11 @@ class Repository(Steering):
         with self._db.read() as conn:
             return segments.of_shard(conn, shard_id)
 
+    def parent_segments(self, shard_id: ShardId) -> list[Segment]:
+        """All recorded segments of the shards that this one is a part of: their rows stay theirs."""
+        with self._db.read() as conn:
+            return segments.of_parents(conn, shard_id)
+
     def commit_shard(
         self, shard_id: ShardId, epoch: int, out_key: str, out_sha256: str, rows: int, gauges: RunStats
     ) -> None:
@@ -191,38 +198,46 @@ class Repository(Steering):
         *,
         reason: str,
         preempted: bool,
+        crashed: bool = False,
         delay_seconds: float = 0.0,
         wasted_tokens: int = 0,
     ) -> None:
         """Give a running shard back before it is done. Raises Fenced.
 
-        `preempted` (drain, full disk): running -> ready with no crash counted. Otherwise the attempt failed, which
-        counts as a crash: -> ready, or -> dead once the job's attempts are spent. Of a cancelled job: -> cancelled."""
+        `preempted` (drain, full disk): running -> ready, the shard is not to blame. `crashed` (its worker or engine
+        died): -> ready with a crash counted. Otherwise the attempt failed: -> ready, or -> dead once it failed as
+        often as the job allows. Of a cancelled job: -> cancelled."""
+        assert not (preempted and crashed), f"shard {shard_id} was either preempted or crashed"
+        outcome = Outcome.PREEMPTED if preempted else Outcome.CRASHED if crashed else Outcome.FAILED
         with self._db.write() as conn:
             state = shards.release(
                 conn,
                 shard_id,
                 epoch,
                 reason=reason,
-                preempted=preempted,
+                outcome=outcome,
                 delay_seconds=delay_seconds,
                 wasted_tokens=wasted_tokens,
             )
         _log.info("shard_released shard=%d epoch=%d state=%s reason=%s", shard_id, epoch, state, reason)
 
-    def expire_leases(self, max_attempts: int) -> list[Shard]:
-        """running with an expired lease -> ready with a crash counted, or -> dead once `max_attempts` crashes (or the
-        job's own limit) are spent: rows that no segment holds become dead rows with reason engine_killer. Returns the
-        shards as they are now."""
+    def expire_leases(self, max_job_crashes: int) -> list[Shard]:
+        """running with an expired lease -> ready with a crash counted. Then jobs that so many workers died of are
+        abandoned: their open shards -> cancelled; once they are published, they have failed. Returns the shards as
+        they are now."""
         with self._db.read() as conn:
             overdue = shards.overdue(conn)
         expired = []
         for shard_id in overdue:
             with self._db.write() as conn:
-                shard = shards.expire(conn, shard_id, max_attempts)
+                shard = shards.expire(conn, shard_id)
             if shard is not None:
                 _log.warning("shard_expired job=%d shard=%d epoch=%d state=%s", *_names(shard), shard.state)
                 expired.append(shard)
+        with self._db.write() as conn:
+            abandoned = splitting.abandon(conn, max_job_crashes)
+        for job_id in abandoned:
+            _log.error("job_abandoned job=%d", job_id)
         return expired
 
     def dead_rows(self, job_id: JobId) -> list[tuple[int, int, str]]:
@@ -230,28 +245,6 @@ class Repository(Steering):
         holds have ended as that segment says; the others are errored."""
         with self._db.read() as conn:
             return shards.buried(conn, job_id)
-
-    # --- workers --------------------------------------------------------------------------------------------
-    def register_worker(self, worker: WorkerRecord) -> None:
-        """A new boot under an old name replaces it. `heartbeat_age` is not read."""
-        with self._db.write() as conn:
-            workers.register(conn, worker)
-
-    def beat_worker(self, worker_id: str, boot_id: str, state: str) -> None:
-        """Raises Fenced when another boot has this name now."""
-        with self._db.write() as conn:
-            workers.beat(conn, worker_id, boot_id, state)
-
-    def workers(self, max_age_seconds: float | None = None) -> list[WorkerRecord]:
-        """Those heard of within `max_age_seconds`; None: all that ever were."""
-        with self._db.read() as conn:
-            return workers.alive(conn, max_age_seconds)
-
-    def waiting_models(self) -> list[tuple[ModelRef, int]]:
-        """Models with open shards and how many, the model of the oldest waiting job first; models of which every open
-        shard is running come last."""
-        with self._db.read() as conn:
-            return workers.waiting_models(conn)
 
     # --- statistics -----------------------------------------------------------------------------------------
     def job_stats(self, job_id: JobId) -> RunStats:

@@ -8,10 +8,13 @@ from sqlalchemy import ColumnElement, Connection, case, func, select, update
 
 from storage.database import lock, now
 from storage.records import Hint, JobId, ShardId
+from storage.repository.suspects import crashed_alone, is_suspect
 from storage.states import JOB_RUNNABLE, SHARD_WAITING, ShardState
 from storage.tables import jobs, shards
 
 _DISPATCH_LOCK = 0x6E6D_0001
+# suspected shards come last: they need a worker for themselves, and may kill it
+_ORDER = (case((is_suspect, 1), else_=0), shards.c.priority.desc(), shards.c.job_id, shards.c.row_lo)
 
 
 def dispatch(conn: Connection, model_key: str | None, window: int, stale_seconds: float) -> list[Hint]:
@@ -21,7 +24,7 @@ def dispatch(conn: Connection, model_key: str | None, window: int, stale_seconds
     fresh: list[int] = []
     for key, free in _free_places(conn, model_key, window):
         ready = _candidates(key).where(shards.c.state == ShardState.READY, shards.c.not_before <= now())
-        fresh += _queue(conn, ready.order_by(shards.c.priority.desc(), shards.c.job_id, shards.c.idx).limit(free))
+        fresh += _queue(conn, ready.order_by(*_ORDER).limit(free))
     return _hints(conn, stale + fresh)
 
 
@@ -29,7 +32,7 @@ def _candidates(model_key: str | None) -> Any:
     query = (
         select(shards.c.id)
         .join(jobs, jobs.c.id == shards.c.job_id)
-        .where(jobs.c.state.in_(JOB_RUNNABLE))
+        .where(jobs.c.state.in_(JOB_RUNNABLE), ~crashed_alone)
         .with_for_update(of=shards, skip_locked=True)  # whoever holds it is moving it
     )
     return query if model_key is None else query.where(jobs.c.model_key == model_key)
@@ -69,10 +72,17 @@ def _queue(conn: Connection, candidates: Any) -> list[int]:
 
 def _hints(conn: Connection, ids: list[int]) -> list[Hint]:
     rows = conn.execute(
-        select(shards.c.id, shards.c.job_id, shards.c.dispatch_seq, jobs.c.model_key, jobs.c.model_source)
+        select(
+            shards.c.id,
+            shards.c.job_id,
+            shards.c.dispatch_seq,
+            jobs.c.model_key,
+            jobs.c.model_source,
+            is_suspect.label("is_suspect"),
+        )
         .join(jobs, jobs.c.id == shards.c.job_id)
         .where(shards.c.id.in_(ids))
-        .order_by(shards.c.priority.desc(), shards.c.job_id, shards.c.idx)
+        .order_by(*_ORDER)
     )
     return [
         Hint(
@@ -81,6 +91,7 @@ def _hints(conn: Connection, ids: list[int]) -> list[Hint]:
             dispatch_seq=row.dispatch_seq,
             model_key=row.model_key,
             model_source=row.model_source,
+            alone=row.is_suspect,
         )
         for row in rows
     ]

@@ -19,6 +19,7 @@ def check(conn: Connection) -> None:
         *_leases(conn),
         *_attempts(conn),
         *_committed(conn),
+        *_outputs(conn),
     ]
     assert not problems, "; ".join(problems)
 
@@ -123,7 +124,7 @@ def _attempts(conn: Connection) -> Iterator[str]:
                 shards.c.epoch != num_attempts,
                 shards.c.attempts != num_attempts,
                 num_open != is_running,
-                shards.c.crashes + shards.c.preemptions > num_attempts,
+                shards.c.crashes + shards.c.failures + shards.c.preemptions > num_attempts,
             )
         )
     ):
@@ -148,6 +149,36 @@ def _attempts(conn: Connection) -> Iterator[str]:
             )
         ):
             yield f"{table.name} of shard {orphan.shard_id} epoch {orphan.epoch} belong to no attempt"
+
+
+def _outputs(conn: Connection) -> Iterator[str]:
+    """What a shard must bring is what it has sealed, what is given up, what its parts must bring, and the rest."""
+    sealed = (
+        select(func.coalesce(func.sum(shard_segments.c.rows), 0))
+        .where(shard_segments.c.shard_id == shards.c.id)
+        .scalar_subquery()
+    )
+    given_up = (
+        select(func.coalesce(func.sum(dead_rows.c.num_outputs), 0))
+        .where(dead_rows.c.shard_id == shards.c.id)
+        .scalar_subquery()
+    )
+    part = shards.alias()
+    in_parts = (
+        select(func.coalesce(func.sum(part.c.num_outputs), 0)).where(part.c.parent_id == shards.c.id).scalar_subquery()
+    )
+    has_ended = shards.c.state.in_([ShardState.DONE, ShardState.DEAD, ShardState.SPLIT])
+    known = sealed + given_up + in_parts
+    for row in conn.execute(
+        select(shards.c.id, shards.c.state, shards.c.num_outputs, known.label("known")).where(
+            or_(
+                known > shards.c.num_outputs,
+                and_(has_ended, known != shards.c.num_outputs),
+                and_(in_parts > 0, shards.c.state != ShardState.SPLIT),
+            )
+        )
+    ):
+        yield f"shard {row.id} is {row.state} with {row.known} of {row.num_outputs} rows accounted for"
 
 
 def _committed(conn: Connection) -> Iterator[str]:

@@ -69,6 +69,9 @@ def as_shard(row: Row[Any]) -> Shard:
         error=row.error,
         num_outputs=row.num_outputs,
         cost_tokens=row.cost_tokens,
+        failures=row.failures,
+        parent_id=None if row.parent_id is None else ShardId(row.parent_id),
+        plan_idx=row.plan_idx,
     )
 
 

@@ -41,6 +41,15 @@ def of_shard(conn: Connection, shard_id: ShardId) -> list[Segment]:
     return [as_segment(row) for row in rows]
 
 
+def of_parents(conn: Connection, shard_id: ShardId) -> list[Segment]:
+    """Of the shard that it is a part of, and so on."""
+    found: list[Segment] = []
+    while (parent_id := conn.scalar(select(shards.c.parent_id).where(shards.c.id == shard_id))) is not None:
+        shard_id = ShardId(parent_id)
+        found = of_shard(conn, shard_id) + found
+    return found
+
+
 def seal(conn: Connection, shard_id: ShardId, segment: Segment, stats: RunStats) -> bool:
     """False if this very segment was recorded before."""
     _check(segment, stats)

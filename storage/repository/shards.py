@@ -5,48 +5,55 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, case, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy import Connection, Row, and_, case, exists, func, insert, select, true, tuple_, update
 
 from storage.database import now
 from storage.errors import Fenced
 from storage.records import Beat, Claim, JobId, Shard, ShardId
 from storage.repository.jobs import finalize_if_last, get, lock_job_of
 from storage.repository.rows import as_shard
+from storage.repository.suspects import count_death, crashed_alone, is_suspect, may_crash_once_more
 from storage.states import JOB_RUNNABLE, SHARD_WAITING, JobState, Outcome, ShardState
 from storage.tables import attempts, dead_rows, jobs, shard_segments, shards
 
-ENGINE_KILLER = "engine_killer"  # error codes of rows that were given up
-INTERNAL = "internal"
+INTERNAL = "internal"  # the error code of rows whose shard failed too often
 
 _IS_RUNNING = shards.c.state == ShardState.RUNNING
 _LEASE_IS_OVER = and_(_IS_RUNNING, shards.c.lease_until < now())
-_MAY_START = and_(shards.c.state.in_(SHARD_WAITING), shards.c.not_before <= now())
-_MAX_ATTEMPTS = select(jobs.c.max_shard_attempts).where(jobs.c.id == shards.c.job_id).scalar_subquery()
-# a lease that ran out may be taken over unless this crash is the last one: giving up is the reconciler's move
-_MAY_TAKE_OVER = and_(_LEASE_IS_OVER, shards.c.crashes + 1 < _MAX_ATTEMPTS)
+_MAY_START = and_(shards.c.state.in_(SHARD_WAITING), shards.c.not_before <= now(), ~crashed_alone)
+# a lease that ran out may be taken over unless this crash makes the shard suspected: that is the reconciler's move
+_MAY_TAKE_OVER = and_(_LEASE_IS_OVER, may_crash_once_more)
 _JOB_RUNS = exists().where(jobs.c.id == shards.c.job_id, jobs.c.state.in_(JOB_RUNNABLE))
 
 
 def of_job(conn: Connection, job_id: JobId) -> list[Shard]:
-    rows = conn.execute(select(shards).where(shards.c.job_id == job_id).order_by(shards.c.idx))
+    rows = conn.execute(select(shards).where(shards.c.job_id == job_id).order_by(shards.c.row_lo, shards.c.id))
     return [as_shard(row) for row in rows]
 
 
 # --- ready, queued, running with an expired lease -> running -----------------------------------------------------
 
 
-def claim(conn: Connection, shard_id: ShardId, owner: str, lease_seconds: float) -> Claim | None:
+def claim(conn: Connection, shard_id: ShardId, owner: str, lease_seconds: float, alone: bool) -> Claim | None:
     seen = conn.execute(
-        select(jobs.c.state, jobs.c.id).join(shards, shards.c.job_id == jobs.c.id).where(shards.c.id == shard_id)
+        select(jobs.c.state, shards.c.state == ShardState.RUNNING)
+        .join(shards, shards.c.job_id == jobs.c.id)
+        .where(shards.c.id == shard_id)
     ).one_or_none()
     if seen is None:
         return None
-    if seen.state == JobState.QUEUED:
+    job_state, is_taken_over = seen
+    if job_state == JobState.QUEUED or is_taken_over:
         lock_job_of(conn, shard_id)  # it will change, so it comes first
 
     row = conn.execute(
         update(shards)
-        .where(shards.c.id == shard_id, or_(_MAY_START, _MAY_TAKE_OVER), _JOB_RUNS)
+        .where(
+            shards.c.id == shard_id,
+            _MAY_TAKE_OVER if is_taken_over else _MAY_START,
+            _JOB_RUNS,
+            true() if alone else ~is_suspect,
+        )
         .values(
             state=ShardState.RUNNING,
             epoch=shards.c.epoch + 1,
@@ -60,7 +67,9 @@ def claim(conn: Connection, shard_id: ShardId, owner: str, lease_seconds: float)
     if row is None:
         return None
 
-    end_attempt(conn, shard_id, row.epoch - 1, Outcome.CRASHED)  # of the lease that was taken over, if any
+    if is_taken_over:
+        count_death(conn, shard_id, row.epoch - 1)
+        end_attempt(conn, shard_id, row.epoch - 1, Outcome.CRASHED)
     conn.execute(
         insert(attempts).values(shard_id=shard_id, epoch=row.epoch, job_id=row.job_id, owner=owner, started_at=now())
     )
@@ -113,38 +122,37 @@ def release(
     epoch: int,
     *,
     reason: str,
-    preempted: bool,
+    outcome: Outcome,
     delay_seconds: float,
     wasted_tokens: int,
 ) -> ShardState:
     job = lock_job_of(conn, shard_id)
     row = conn.execute(select(shards).where(shards.c.id == shard_id).with_for_update()).one()
     if row.epoch != epoch or row.state != ShardState.RUNNING:
-        if _outcome(conn, shard_id, epoch) in {Outcome.FAILED, Outcome.PREEMPTED}:
+        if _outcome(conn, shard_id, epoch) == outcome:
             return ShardState(row.state)  # our own release, whose answer was lost
         raise fenced(conn, shard_id, epoch, "release it")
 
-    outcome = Outcome.PREEMPTED if preempted else Outcome.FAILED
     conn.execute(
         update(attempts)
         .where(attempts.c.shard_id == shard_id, attempts.c.epoch == epoch)
         .values(wasted_tokens=attempts.c.wasted_tokens + wasted_tokens)
     )
-    return _end_running(conn, job, row, outcome, reason, job.max_shard_attempts, delay_seconds=delay_seconds)
+    return _end_running(conn, job, row, outcome, reason, delay_seconds=delay_seconds)
 
 
 def overdue(conn: Connection) -> list[ShardId]:
     return [ShardId(found) for found in conn.scalars(select(shards.c.id).where(_LEASE_IS_OVER).order_by(shards.c.id))]
 
 
-def expire(conn: Connection, shard_id: ShardId, max_attempts: int) -> Shard | None:
+def expire(conn: Connection, shard_id: ShardId) -> Shard | None:
     """One shard whose lease ran out; None if another was faster."""
     job = lock_job_of(conn, shard_id)
     row = conn.execute(select(shards).where(shards.c.id == shard_id, _LEASE_IS_OVER).with_for_update()).one_or_none()
     if row is None:
         return None
     reason = f"worker {row.lease_owner} was lost in attempt {row.attempts}"
-    _end_running(conn, job, row, Outcome.CRASHED, reason, min(max_attempts, job.max_shard_attempts))
+    _end_running(conn, job, row, Outcome.CRASHED, reason)
     return as_shard(conn.execute(select(shards).where(shards.c.id == shard_id)).one())
 
 
@@ -154,15 +162,14 @@ def _end_running(
     shard: Row[Any],
     outcome: Outcome,
     reason: str,
-    max_attempts: int,
     *,
     delay_seconds: float = 0.0,
 ) -> ShardState:
-    """running -> cancelled if its job is, else dead if its crashes are spent, else ready. Both rows are locked."""
-    crashes = shard.crashes + int(outcome != Outcome.PREEMPTED)
+    """running -> cancelled if its job is, else dead if it failed too often, else ready. Both rows are locked."""
+    failures = shard.failures + int(outcome == Outcome.FAILED)
     if job.state not in JOB_RUNNABLE | {JobState.PAUSED}:
         state = ShardState.CANCELLED
-    elif outcome != Outcome.PREEMPTED and crashes >= max_attempts:
+    elif outcome == Outcome.FAILED and failures >= job.max_shard_attempts:
         state = ShardState.DEAD
     else:
         state = ShardState.READY
@@ -172,7 +179,8 @@ def _end_running(
         .where(shards.c.id == shard.id, shards.c.epoch == shard.epoch, shards.c.state == ShardState.RUNNING)
         .values(
             state=state,
-            crashes=crashes,
+            crashes=shards.c.crashes + int(outcome == Outcome.CRASHED),
+            failures=failures,
             preemptions=shards.c.preemptions + int(outcome == Outcome.PREEMPTED),
             lease_owner=None,
             lease_until=0,
@@ -181,19 +189,24 @@ def _end_running(
         )
     )
     assert moved.rowcount == 1, f"shard {shard.id} moved although its row was locked"
+    if outcome == Outcome.CRASHED:
+        count_death(conn, shard.id, shard.epoch)
     end_attempt(conn, shard.id, shard.epoch, outcome)
     if state == ShardState.DEAD:
-        _bury(conn, shard, ENGINE_KILLER if outcome == Outcome.CRASHED else INTERNAL, reason)
+        bury(conn, shard, INTERNAL, reason)
     finalize_if_last(conn, JobId(job.id))
     return state
 
 
-def _bury(conn: Connection, shard: Row[Any], reason: str, detail: str) -> None:
+def sealed_rows(conn: Connection, shard_id: int) -> int:
+    """Rows that the shard's own segments hold."""
+    rows = func.coalesce(func.sum(shard_segments.c.rows), 0)
+    return int(conn.execute(select(rows).where(shard_segments.c.shard_id == shard_id)).scalar_one())
+
+
+def bury(conn: Connection, shard: Row[Any], reason: str, detail: str) -> None:
     """Rows of the shard that no segment holds end as errored rows."""
-    sealed = conn.execute(
-        select(func.coalesce(func.sum(shard_segments.c.rows), 0)).where(shard_segments.c.shard_id == shard.id)
-    ).scalar_one()
-    num_outputs = shard.num_outputs - int(sealed)
+    num_outputs = shard.num_outputs - sealed_rows(conn, shard.id)
     conn.execute(
         insert(dead_rows).values(
             shard_id=shard.id,

@@ -132,6 +132,30 @@ def test_an_old_database_upgrades_with_its_history(empty_url: str) -> None:
     repository.close()
 
 
+def test_after_an_upgrade_failures_are_no_crashes_and_nothing_counts_as_having_crashed_alone(empty_url: str) -> None:
+    migrate.upgrade(empty_url, FIRST)
+    write_history(empty_url)
+    outcomes = ["failed", "crashed", "crashed", "crashed"]
+    old = {"attempts": 5, "epoch": 5, "crashes": 4}
+    database = Database(empty_url)
+    with database.write() as conn:
+        tables = sa.MetaData()
+        tables.reflect(conn)
+        conn.execute(sa.update(tables.tables["shards"]).values(old))
+        for epoch, outcome in enumerate(outcomes, start=2):
+            row = {"shard_id": 1, "job_id": 1, "owner": "gpu0@a", "started_at": 3.5, "epoch": epoch, "outcome": outcome}
+            conn.execute(sa.insert(tables.tables["attempts"]).values(row))
+    database.close()
+
+    migrate.upgrade(empty_url)
+
+    repository = Repository(empty_url)
+    [shard] = repository.shards(JobId(1))
+    assert (shard.failures, shard.crashes, shard.is_suspect) == (1, 2, True)
+    repository.check_integrity()
+    repository.close()
+
+
 def test_a_job_goes_on_after_an_upgrade_and_its_counters_with_it(empty_url: str) -> None:
     migrate.upgrade(empty_url, FIRST)
     write_history(empty_url)

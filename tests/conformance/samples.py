@@ -22,6 +22,7 @@ from storage.repository import Repository
 
 LEASE = 60.0
 OVER = -1.0
+MANY = 1000  # workers may die of a job
 _serial = count()
 
 

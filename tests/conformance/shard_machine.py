@@ -19,16 +19,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from storage import migrate
 from storage.errors import Fenced
-from storage.records import Shard, ShardId
+from storage.records import Piece, Shard, ShardId
 from storage.repository import Repository
 from storage.states import JOB_RUNNABLE, SHARD_OPEN, JobState, ShardState
-from tests.conformance.samples import LEASE, OVER, commit, queued_job, segment, stats_of
+from tests.conformance.samples import LEASE, MANY, OVER, commit, queued_job, segment, stats_of
 
 NUM_SHARDS = 2
 ROWS = 3
 MAX_ATTEMPTS = 3
 workers = st.sampled_from(["gpu0@a", "gpu1@a"])
-any_shard = st.integers(0, NUM_SHARDS - 1)
+any_shard = st.integers(0, 10**6)  # modulo the number of shards, which grows by splits
 any_attempt = st.integers(0, 10**6)  # modulo the number of attempts: mostly zombies, after a while
 
 
@@ -66,15 +66,16 @@ class ShardMachine(RuleBasedStateMachine):
 
         assert not {hint.shard_id for hint in hints} & set(self.current)
 
-    @rule(owner=workers, index=any_shard, lease=st.sampled_from([OVER, OVER, LEASE]))
-    def claim(self, owner: str, index: int, lease: float) -> None:
-        before = self._shards()[index]
+    @rule(owner=workers, index=any_shard, lease=st.sampled_from([OVER, OVER, LEASE]), alone=st.booleans())
+    def claim(self, owner: str, index: int, lease: float, alone: bool) -> None:
+        before = self._shards()[index % len(self._shards())]
 
-        claim = self.repository.claim_shard(before.id, owner, lease)
+        claim = self.repository.claim_shard(before.id, owner, lease, alone=alone)
 
         if claim is not None:
             assert before.state in SHARD_OPEN
             assert claim.job.state is JobState.IN_PROGRESS
+            assert alone or not before.is_suspect
             assert claim.shard.epoch == before.epoch + 1
             self.attempts.append(claim.shard)
             self.current[before.id] = claim.shard.epoch
@@ -91,7 +92,7 @@ class ShardMachine(RuleBasedStateMachine):
     @rule(pick=any_attempt, rows=st.integers(1, 2), repeated=st.booleans())
     def seal(self, pick: int, rows: int, repeated: bool) -> None:
         shard = self._attempt(pick)
-        rows = min(rows, ROWS - self.sealed[shard.id])
+        rows = min(rows, self._left(shard))
         if rows == 0:
             return
         seq = self.seals.get((shard.id, shard.epoch), 0)
@@ -107,29 +108,46 @@ class ShardMachine(RuleBasedStateMachine):
     @rule(pick=any_attempt)
     def commit(self, pick: int) -> None:
         shard = self._attempt(pick)
-        if self.sealed[shard.id] < ROWS or self._is_committed(shard):
+        if self._left(shard) or self._is_committed(shard):
             return
 
         with self._guarded(shard):
-            commit(self.repository, shard, ROWS)
-            commit(self.repository, shard, ROWS)
+            commit(self.repository, shard, shard.num_outputs)
+            commit(self.repository, shard, shard.num_outputs)
             del self.current[shard.id]
 
     @precondition(lambda self: self.attempts)
-    @rule(pick=any_attempt, preempted=st.booleans())
-    def release(self, pick: int, preempted: bool) -> None:
+    @rule(pick=any_attempt, preempted=st.booleans(), crashed=st.booleans())
+    def release(self, pick: int, preempted: bool, crashed: bool) -> None:
         shard = self._attempt(pick)
         if self.current.get(shard.id) != shard.epoch:
             return  # a repeated release is silent, a zombie's is fenced: the laws of shards test both
 
-        self.repository.release_shard(shard.id, shard.epoch, reason="test", preempted=preempted)
+        crashed = crashed and not preempted
+        self.repository.release_shard(shard.id, shard.epoch, reason="test", preempted=preempted, crashed=crashed)
         del self.current[shard.id]
 
     @rule()
     def expire(self) -> None:
-        for shard in self.repository.expire_leases(MAX_ATTEMPTS):
+        for shard in self.repository.expire_leases(MANY):
             assert self.current.pop(shard.id) == shard.epoch
             assert shard.crashes > 0
+
+    @rule()
+    def divide(self) -> None:
+        for shard in self.repository.crashed_shards():
+            left = self._left(shard)
+            if left == 1:
+                assert self.repository.give_up_shard(shard.id, shard.epoch)
+                continue
+            middle = min(shard.row_lo + 1, shard.row_hi - 1)
+            pieces = [
+                Piece(row_lo=shard.row_lo, row_hi=max(middle, shard.row_lo + 1), num_outputs=left // 2),
+                Piece(row_lo=middle, row_hi=shard.row_hi, num_outputs=left - left // 2),
+            ]
+            assert self.repository.split_shard(shard.id, shard.epoch, pieces if left else [])
+        for shard in self._shards():
+            self.sealed.setdefault(shard.id, 0)
 
     @precondition(lambda self: len(self.attempts) >= 4)
     @rule(really=st.integers(0, 4))
@@ -175,9 +193,10 @@ class ShardMachine(RuleBasedStateMachine):
             if shard.state == ShardState.RUNNING:
                 self.repository.heartbeat(str(shard.lease_owner), [(shard.id, shard.epoch)], OVER)
         self.expire()
+        self.divide()
         for index, shard in enumerate(self._shards()):
             if shard.state in SHARD_OPEN:
-                self.claim("gpu0@a", index, LEASE)
+                self.claim("gpu0@a", index, LEASE, True)
                 self.seal(len(self.attempts) - 1, ROWS, False)
                 self.commit(len(self.attempts) - 1)
 
@@ -198,6 +217,9 @@ class ShardMachine(RuleBasedStateMachine):
 
     def _shards(self) -> list[Shard]:
         return self.repository.shards(self.job_id)
+
+    def _left(self, shard: Shard) -> int:
+        return shard.num_outputs - self.sealed[shard.id]
 
     def _attempt(self, pick: int) -> Shard:
         return self.attempts[pick % len(self.attempts)]

@@ -12,9 +12,9 @@ from typing import Any
 from jobs.leases import Lease, LeaseKeeper
 from storage import layout
 from storage.errors import DatabaseDown, Fenced
-from storage.records import Beat, Job, RunStats, Segment, Shard, ShardId
+from storage.records import Beat, Job, Piece, RunStats, Segment, Shard, ShardId
 from storage.states import RowStatus, ShardState
-from tests.faults.world import LEASE, MAX_ATTEMPTS, Network, World
+from tests.faults.world import LEASE, MAX_CRASHES, Network, World
 
 Steps = Iterator[None]
 SLOTS = 2
@@ -61,7 +61,7 @@ class Worker:
             return
         hint = world.queue.pop(0)
         if hint.shard_id not in self.running:  # a doubled hint
-            self.running[hint.shard_id] = self._attempt(hint.shard_id)
+            self.running[hint.shard_id] = self._attempt(hint.shard_id, hint.alone)
 
     def step(self) -> None:
         """One step of one of its attempts."""
@@ -82,11 +82,13 @@ class Worker:
                 except Fenced:
                     continue
 
-    def _attempt(self, shard_id: ShardId) -> Steps:
+    def _attempt(self, shard_id: ShardId, alone: bool) -> Steps:
         world = self.world
+        while alone and len(self.running) > 1:
+            yield  # a suspected shard waits until nothing else runs here
 
         def claim() -> Any:
-            claim = world.repository.claim_shard(shard_id, self.name, LEASE)
+            claim = world.repository.claim_shard(shard_id, self.name, LEASE, alone=alone)
             if claim is not None:
                 world.claims.append((shard_id, claim.shard.epoch))
                 world.log.append(f"{self.name} claimed {shard_id} epoch {claim.shard.epoch}")
@@ -106,7 +108,8 @@ class Worker:
         world = self.world
         segments = yield from world.ask(self.network, lambda: world.repository.segments(shard.id))
         keys = [segment.key for segment in segments]
-        sealed = {row for key in keys for row in world.files[key]}
+        inherited = yield from world.ask(self.network, lambda: world.repository.parent_segments(shard.id))
+        sealed = {row for key in (*keys, *(each.key for each in inherited)) for row in world.files[key]}
         left = [row for row in range(shard.row_lo, shard.row_hi) if row not in sealed]
         seq = 0
         while left:
@@ -168,7 +171,9 @@ class Reconciler:
     def _run(self) -> Steps:
         world, repository = self.world, self.world.repository
         while True:
-            yield from world.ask(self.network, lambda: repository.expire_leases(MAX_ATTEMPTS))
+            yield from world.ask(self.network, lambda: repository.expire_leases(MAX_CRASHES))
+            for shard in (yield from world.ask(self.network, repository.crashed_shards)):
+                yield from self._divide(shard)
             for job in (yield from world.ask(self.network, repository.advance_jobs)):
                 try:
                     yield from self._publish(job)
@@ -178,6 +183,21 @@ class Reconciler:
             for hint in hints:
                 yield
                 world.queue.append(hint)
+
+    def _divide(self, shard: Shard) -> Steps:
+        """The first row that is not sealed was in the engine, alone; the others wait for a life of their own."""
+        world, repository = self.world, self.world.repository
+        own = yield from world.ask(self.network, lambda: repository.segments(shard.id))
+        inherited = yield from world.ask(self.network, lambda: repository.parent_segments(shard.id))
+        sealed = {row for each in (*own, *inherited) for row in world.files[each.key]}
+        left = [row for row in range(shard.row_lo, shard.row_hi) if row not in sealed]
+        if len(left) == 1 and shard.row_hi - shard.row_lo == 1:
+            yield from world.ask(self.network, lambda: repository.give_up_shard(shard.id, shard.epoch))
+            return
+        parts = [part for part in (left[:1], left[1:]) if part]
+        pieces = [Piece(row_lo=part[0], row_hi=part[-1] + 1, num_outputs=len(part)) for part in parts]
+        yield from world.ask(self.network, lambda: repository.split_shard(shard.id, shard.epoch, pieces))
+        world.log.append(f"{self.name} divided {shard.id} into {parts}")
 
     def _publish(self, job: Job) -> Steps:
         world, repository = self.world, self.world.repository
@@ -198,18 +218,21 @@ class Reconciler:
         """What the shards' records say of each row; the same for every finaliser."""
         world, repository = self.world, self.world.repository
         content: dict[int, str] = {}
-        for shard in (yield from world.ask(self.network, lambda: repository.shards(job.id))):
+        shards = yield from world.ask(self.network, lambda: repository.shards(job.id))
+        for shard in shards:
             if shard.state is ShardState.DONE:
                 keys = [str(shard.out_key)]
             else:
                 segments = yield from world.ask(self.network, lambda shard=shard: repository.segments(shard.id))
                 keys = [segment.key for segment in segments]
-            lost = RowStatus.ERRORED if shard.state is ShardState.DEAD else RowStatus.CANCELED
-            rows = {row: str(lost) for row in range(shard.row_lo, shard.row_hi)}
             for key in keys:
                 assert key in world.files, f"{key} is recorded and is not there"
-                rows |= dict.fromkeys(world.files[key], str(RowStatus.SUCCEEDED))
-            assert shard.state is not ShardState.DONE or str(lost) not in rows.values(), f"{shard} is not whole"
-            assert not content.keys() & rows.keys(), "a row belongs to two shards"
-            content |= rows
+                rows = dict.fromkeys(world.files[key], str(RowStatus.SUCCEEDED))
+                assert not content.keys() & rows.keys(), "a row was published twice"
+                assert shard.state is not ShardState.DONE or len(rows) == shard.num_outputs, f"{shard} is not whole"
+                content |= rows
+        for shard in shards:
+            if shard.state in (ShardState.DEAD, ShardState.CANCELLED):
+                lost = RowStatus.ERRORED if shard.state is ShardState.DEAD else RowStatus.CANCELED
+                content = dict.fromkeys(range(shard.row_lo, shard.row_hi), str(lost)) | content
         return content

@@ -47,13 +47,14 @@ class SealsForAnyEpoch(Between):
 class ClaimsWhatOthersHold(Between):
     """The lease ends, and with it the epoch should: this one hands out the same epoch again."""
 
-    def claim_shard(self, shard_id: int, owner: str, lease_seconds: float) -> Any:
+    def claim_shard(self, shard_id: int, owner: str, lease_seconds: float, *, alone: bool) -> Any:
         row = self.repository._shards[shard_id]
         before = row.epoch
-        claim = self.repository.claim_shard(shard_id, owner, lease_seconds)
+        claim = self.repository.claim_shard(shard_id, owner, lease_seconds, alone=alone)
         if claim is not None and before:
             row.outcomes.pop(row.epoch)
             row.epoch, row.attempts = before, before
+            row.begun[before] = row.begun.pop(before + 1)
             row.outcomes[before] = None
             return type(claim)(shard=row.record(), job=claim.job)
         return claim
@@ -88,7 +89,7 @@ def test_ten_thousand_schedules_of_faults_break_no_law() -> None:
     assert min(faults.values()) > 1000
     assert ends[JobState.COMPLETED] > 5000
     assert ends[JobState.CANCELLED] > 500
-    assert ends[JobState.FAILED] > 10  # every row was given up
+    assert ends[JobState.FAILED] > 100  # workers died too often
 
 
 def test_a_schedule_is_the_same_every_time() -> None:

@@ -29,6 +29,7 @@ T = TypeVar("T")
 
 LEASE = 10.0
 MAX_ATTEMPTS = 4
+MAX_CRASHES = 3  # deaths of workers that one job may cost
 EPOCH_1970 = 2440587.5  # as a Julian day
 DAY = 86400.0
 

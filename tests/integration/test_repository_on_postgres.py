@@ -16,6 +16,7 @@ from tests.conformance.parallel import *  # noqa: F403
 from tests.conformance.schema import *  # noqa: F403
 from tests.conformance.segments import *  # noqa: F403
 from tests.conformance.shards import *  # noqa: F403
+from tests.conformance.suspects import *  # noqa: F403
 
 pytestmark = pytest.mark.integration
 

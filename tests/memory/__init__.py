@@ -11,10 +11,20 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from storage.errors import Fenced
-from storage.records import Beat, Claim, Hint, JobId, RunStats, Segment, Shard, ShardId
-from storage.states import JOB_RUNNABLE, SHARD_WAITING, JobState, Outcome, ShardState
+from storage.records import Beat, Claim, Hint, JobId, Piece, RunStats, Segment, Shard, ShardId
+from storage.states import JOB_RUNNABLE, QUARANTINE_CRASHES, SHARD_WAITING, JobState, Outcome, ShardState
 from tests.memory.jobs import MemoryJobs
-from tests.memory.rows import STATUSES, ShardRow, finalize_if_last
+from tests.memory.rows import STATUSES, ShardRow, cancel, end_attempt, finalize_if_last
+
+ABANDONED = (
+    "workers died {} times while they ran it, which is all that max_job_crashes allows;"
+    " its finished rows are published, and the log of a worker says what it died of"
+)
+
+
+def _order(shard: ShardRow) -> tuple[bool, int, int]:
+    """Suspected shards come last."""
+    return shard.is_suspect, shard.job_id, shard.row_lo
 
 
 class MemoryRepository(MemoryJobs):
@@ -31,7 +41,8 @@ class MemoryRepository(MemoryJobs):
         waiting = [shard for job in self._jobs.values() if job.state in JOB_RUNNABLE for shard in job.shards]
         queued = [shard for shard in waiting if shard.state is ShardState.QUEUED]
         ready = [shard for shard in waiting if shard.state is ShardState.READY and shard.not_before <= now]
-        stale = [shard for shard in queued if shard.dispatched_at < now - stale_seconds]
+        ready = sorted((shard for shard in ready if not shard.crashed_alone), key=_order)
+        stale = [shard for shard in queued if shard.dispatched_at < now - stale_seconds and not shard.crashed_alone]
         chosen = stale + ready[: max(0, window - len(queued))]
         for shard in chosen:
             shard.state, shard.dispatched_at = ShardState.QUEUED, now
@@ -43,28 +54,29 @@ class MemoryRepository(MemoryJobs):
                 dispatch_seq=shard.dispatch_seq,
                 model_key=shard.job.new.model.key,
                 model_source=shard.job.new.model.source,
+                alone=shard.is_suspect,
             )
-            for shard in sorted(chosen, key=lambda shard: shard.id)
+            for shard in sorted(chosen, key=_order)
         ]
 
-    def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float) -> Claim | None:
+    def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float, *, alone: bool = False) -> Claim | None:
         shard, now = self._shards.get(shard_id), self._now()
-        if shard is None or shard.job.state not in JOB_RUNNABLE:
+        if shard is None or shard.job.state not in JOB_RUNNABLE or (shard.is_suspect and not alone):
             return None
         taken = shard.state is ShardState.RUNNING
         if taken:
-            may = shard.lease_until < now and shard.crashes + 1 < shard.job.new.max_shard_attempts
+            may = shard.lease_until < now and shard.parent_id is None and shard.crashes + 1 < QUARANTINE_CRASHES
         else:
-            may = shard.state in SHARD_WAITING and shard.not_before <= now
+            may = shard.state in SHARD_WAITING and shard.not_before <= now and not shard.crashed_alone
         if not may:
             return None
         if taken:
             shard.crashes += 1
-            shard.outcomes[shard.epoch] = Outcome.CRASHED
+            end_attempt(shard, Outcome.CRASHED, now)
         shard.state, shard.lease_owner, shard.lease_until = ShardState.RUNNING, owner, now + lease_seconds
         shard.epoch += 1
         shard.attempts += 1
-        shard.outcomes[shard.epoch] = None
+        shard.outcomes[shard.epoch], shard.begun[shard.epoch] = None, (owner, now)
         if shard.job.state is JobState.QUEUED:
             shard.job.state, shard.job.started_at = JobState.IN_PROGRESS, now
         return Claim(shard=shard.record(), job=self.get_job(shard.job_id))
@@ -77,8 +89,9 @@ class MemoryRepository(MemoryJobs):
         ]
         for shard in mine:
             shard.lease_until = self._now() + lease_seconds
-        cancelled = frozenset(shard.id for shard in mine if shard.job.state is JobState.CANCELLING)
-        return Beat(held=frozenset(shard.id for shard in mine), cancelled=cancelled)
+        cancelled = frozenset(shard.id for shard in mine if shard.job.state not in JOB_RUNNABLE)
+        aborted = frozenset(shard.id for shard in mine if shard.job.state is JobState.FAILING)
+        return Beat(held=frozenset(shard.id for shard in mine), cancelled=cancelled, aborted=aborted)
 
     def seal_segment(self, shard_id: ShardId, segment: Segment, stats: RunStats) -> None:
         shard = self._shards[shard_id]
@@ -102,7 +115,7 @@ class MemoryRepository(MemoryJobs):
         shard = self._guard(shard_id, epoch, f"commit {out_key}")
         shard.out_key, shard.out_sha256, shard.out_rows = out_key, out_sha256, rows
         shard.state, shard.lease_owner, shard.lease_until, shard.error = ShardState.DONE, None, 0.0, None
-        shard.outcomes[epoch] = Outcome.COMMITTED
+        end_attempt(shard, Outcome.COMMITTED, self._now())
         finalize_if_last(shard.job)
 
     def release_shard(
@@ -112,43 +125,86 @@ class MemoryRepository(MemoryJobs):
         *,
         reason: str,
         preempted: bool,
+        crashed: bool = False,
         delay_seconds: float = 0.0,
         wasted_tokens: int = 0,
     ) -> None:
         known = self._shards[shard_id]
-        if not self._holds(shard_id, epoch) and known.outcomes.get(epoch) in {Outcome.FAILED, Outcome.PREEMPTED}:
+        outcome = Outcome.PREEMPTED if preempted else Outcome.CRASHED if crashed else Outcome.FAILED
+        if not self._holds(shard_id, epoch) and known.outcomes.get(epoch) is outcome:
             return
         shard = self._guard(shard_id, epoch, "release it")
         shard.wasted_tokens += wasted_tokens
-        limit = shard.job.new.max_shard_attempts
-        self._end_running(shard, Outcome.PREEMPTED if preempted else Outcome.FAILED, reason, limit, delay_seconds)
+        self._end_running(shard, outcome, reason, delay_seconds)
 
-    def expire_leases(self, max_attempts: int) -> list[Shard]:
+    def expire_leases(self, max_job_crashes: int) -> list[Shard]:
         expired = []
         for shard in self._shards.values():
             if shard.state is ShardState.RUNNING and shard.lease_until < self._now():
-                limit = min(max_attempts, shard.job.new.max_shard_attempts)
                 reason = f"worker {shard.lease_owner} was lost in attempt {shard.attempts}"
-                self._end_running(shard, Outcome.CRASHED, reason, limit, 0.0)
+                self._end_running(shard, Outcome.CRASHED, reason, 0.0)
                 expired.append(shard.record())
+        for job in self._jobs.values():
+            if job.crashes >= max_job_crashes and job.state in JOB_RUNNABLE:
+                cancel(job, SHARD_WAITING)
+                job.state, job.lease_until = JobState.FAILING, 0.0
+                job.error = ABANDONED.format(job.crashes)
         return expired
 
-    def _end_running(self, shard: ShardRow, outcome: Outcome, reason: str, limit: int, delay: float) -> None:
-        crashed = outcome is not Outcome.PREEMPTED
-        shard.crashes += crashed
-        shard.preemptions += not crashed
+    def crashed_shards(self) -> list[Shard]:
+        return [shard.record() for shard in self._shards.values() if self._must_be_divided(shard)]
+
+    def split_shard(self, shard_id: ShardId, epoch: int, pieces: Sequence[Piece]) -> bool:
+        parent = self._shards[shard_id]
+        if not self._must_be_divided(parent) or parent.epoch != epoch:
+            return False
+        parent.state, job = ShardState.SPLIT, parent.job
+        highest = max(shard.idx for shard in job.shards)
+        for number, piece in enumerate(pieces, start=1):
+            cost = parent.cost_tokens * piece.num_outputs // parent.num_outputs
+            new = ShardId(len(self._shards) + 1)
+            shard = ShardRow(job, new, job.id, highest + number, piece.row_lo, piece.row_hi, cost, piece.num_outputs)
+            shard.parent_id = shard_id
+            shard.plan_idx = parent.idx if parent.plan_idx is None else parent.plan_idx
+            self._shards[new] = shard
+            job.shards.append(shard)
+        job.shards.sort(key=lambda shard: (shard.row_lo, shard.id))
+        finalize_if_last(job)
+        return True
+
+    def give_up_shard(self, shard_id: ShardId, epoch: int) -> bool:
+        shard = self._shards[shard_id]
+        if not self._must_be_divided(shard) or shard.epoch != epoch:
+            return False
+        self._bury(shard, "engine_killer")
+        finalize_if_last(shard.job)
+        return True
+
+    def parent_segments(self, shard_id: ShardId) -> list[Segment]:
+        parent = self._shards[shard_id].parent_id
+        return [] if parent is None else [*self.parent_segments(parent), *self.segments(parent)]
+
+    def _end_running(self, shard: ShardRow, outcome: Outcome, reason: str, delay: float) -> None:
+        shard.crashes += outcome is Outcome.CRASHED
+        shard.failures += outcome is Outcome.FAILED
+        shard.preemptions += outcome is Outcome.PREEMPTED
         if shard.job.state not in JOB_RUNNABLE | {JobState.PAUSED}:
             shard.state = ShardState.CANCELLED
-        elif crashed and shard.crashes >= limit:
-            shard.state = ShardState.DEAD
-            shard.dead = "engine_killer" if outcome is Outcome.CRASHED else "internal"
-            shard.job.counts["errored"] += shard.num_outputs - shard.sealed
+        elif outcome is Outcome.FAILED and shard.failures >= shard.job.new.max_shard_attempts:
+            self._bury(shard, "internal")
         else:
             shard.state = ShardState.READY
         shard.lease_owner, shard.lease_until, shard.error = None, 0.0, reason
         shard.not_before = self._now() + delay if delay else 0.0
-        shard.outcomes[shard.epoch] = outcome
+        end_attempt(shard, outcome, self._now())
         finalize_if_last(shard.job)
+
+    def _bury(self, shard: ShardRow, reason: str) -> None:
+        shard.state, shard.dead = ShardState.DEAD, reason
+        shard.job.counts["errored"] += shard.num_outputs - shard.sealed
+
+    def _must_be_divided(self, shard: ShardRow) -> bool:
+        return shard.state is ShardState.READY and shard.crashed_alone and shard.job.state in JOB_RUNNABLE
 
     def dead_rows(self, job_id: JobId) -> Sequence[tuple[int, int, str]]:
         return [(shard.row_lo, shard.row_hi, shard.dead) for shard in self._jobs[job_id].shards if shard.dead]

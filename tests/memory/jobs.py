@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
 from storage.records import Job, JobId, NewJob, NewShard, PlanRecord, ShardId
-from storage.states import JOB_FINAL, JOB_RUNNABLE, SHARD_OPEN, SHARD_WAITING, JobState, ShardState
+from storage.states import JOB_FINAL, JOB_RUNNABLE, JOB_STOPPING, SHARD_OPEN, SHARD_WAITING, JobState, ShardState
 from tests.memory.rows import STATUSES, JobRow, ShardRow, as_time, cancel, fenced_job
 
-LEASED = (JobState.VALIDATING, JobState.FINALIZING, JobState.CANCELLING)
+LEASED = (JobState.VALIDATING, JobState.FINALIZING, *JOB_STOPPING)
+_ENDS = {JobState.CANCELLING: JobState.CANCELLED, JobState.FAILING: JobState.FAILED}
 
 
 class MemoryJobs:
@@ -64,11 +65,11 @@ class MemoryJobs:
         job = self._jobs[job_id]
         if job.epoch == epoch and job.state in JOB_FINAL and job.manifest_sha256 == manifest_sha256:
             return self.get_job(job_id)
-        if job.epoch != epoch or job.state not in {JobState.FINALIZING, JobState.CANCELLING}:
+        if job.epoch != epoch or job.state not in {JobState.FINALIZING, *JOB_STOPPING}:
             raise fenced_job(job, epoch, "complete it")
         job.manifest_sha256 = manifest_sha256
-        if job.state is JobState.CANCELLING:
-            return self._end(job, JobState.CANCELLED, job.error)
+        if job.state in JOB_STOPPING:
+            return self._end(job, _ENDS[job.state], job.error)
         if job.counts["succeeded"] == 0 and job.counts["total"] > 0:
             dead = next((f"{shard.dead} ({shard.error})" for shard in job.shards if shard.dead), None)
             cause = cause or dead or "see the error columns of its output"
@@ -85,7 +86,7 @@ class MemoryJobs:
 
     def request_cancel(self, job_id: JobId) -> Job:
         job = self._jobs[job_id]
-        if job.state not in JOB_FINAL and job.cancelled_at is None:
+        if job.state not in JOB_FINAL | JOB_STOPPING and job.cancelled_at is None:
             job.cancelled_at = self._now()
             if job.state is JobState.VALIDATING:
                 self._end(job, JobState.CANCELLED, None)
@@ -104,7 +105,7 @@ class MemoryJobs:
             id=job_id,
             state=job.state,
             plan=job.plan,
-            shards_total=len(job.shards),
+            shards_total=sum(shard.state is not ShardState.SPLIT for shard in job.shards),
             shards_done=sum(shard.state is ShardState.DONE for shard in job.shards),
             error=job.error,
             cancel_requested=job.cancelled_at is not None,
@@ -118,7 +119,7 @@ class MemoryJobs:
         for job in self._jobs.values():
             if job.state in JOB_RUNNABLE and not job.has_open_shard:
                 job.state, job.lease_until = JobState.FINALIZING, 0.0
-        waiting = (JobState.FINALIZING, JobState.CANCELLING)
+        waiting = (JobState.FINALIZING, *JOB_STOPPING)
         return [
             self.get_job(job.id)
             for job in self._jobs.values()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from storage.errors import Fenced
 from storage.records import JobId, NewJob, PlanRecord, Segment, Shard, ShardId
-from storage.states import SHARD_OPEN, JobState, Outcome, ShardState
+from storage.states import QUARANTINE_CRASHES, SHARD_OPEN, JobState, Outcome, ShardState
 
 STATUSES = ("succeeded", "errored", "expired", "canceled")
 _SHARD_FIELDS = tuple(field.name for field in fields(Shard))
@@ -27,6 +27,7 @@ class JobRow:
     shards: list[ShardRow] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("total", *STATUSES), 0))
     error: str | None = None
+    crashes: int = 0  # deaths of workers
     cancelled_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
@@ -61,13 +62,26 @@ class ShardRow:
     out_sha256: str | None = None
     out_rows: int | None = None
     error: str | None = None
+    failures: int = 0
+    parent_id: ShardId | None = None
+    plan_idx: int | None = None
     dead: str | None = None  # the reason of its dead rows
     segments: list[Segment] = field(default_factory=list)
     outcomes: dict[int, Outcome | None] = field(default_factory=dict)  # of each epoch
+    begun: dict[int, tuple[str, float]] = field(default_factory=dict)  # the worker of each epoch, and since when
+    ended: dict[int, float] = field(default_factory=dict)  # of each epoch
     wasted_tokens: int = 0
 
     def record(self) -> Shard:
         return Shard(**{name: getattr(self, name) for name in _SHARD_FIELDS})
+
+    @property
+    def is_suspect(self) -> bool:
+        return self.parent_id is not None or self.crashes >= QUARANTINE_CRASHES
+
+    @property
+    def crashed_alone(self) -> bool:
+        return self.crashes > (QUARANTINE_CRASHES if self.parent_id is None else 0)
 
     @property
     def sealed(self) -> int:
@@ -84,6 +98,18 @@ def cancel(job: JobRow, states: Collection[ShardState]) -> None:
             if shard.state is ShardState.RUNNING:
                 shard.outcomes[shard.epoch] = Outcome.CANCELLED
             shard.state, shard.lease_owner, shard.lease_until = ShardState.CANCELLED, None, 0.0
+
+
+def end_attempt(shard: ShardRow, outcome: Outcome, now: float) -> None:
+    """A crash counts a death of the worker, once for all attempts that died of it together."""
+    owner, begin = shard.begun[shard.epoch]
+    if outcome is Outcome.CRASHED and not any(
+        other.begun[epoch][0] == owner and end is Outcome.CRASHED and other.ended[epoch] >= begin
+        for other in shard.job.shards
+        for epoch, end in other.outcomes.items()
+    ):
+        shard.job.crashes += 1
+    shard.outcomes[shard.epoch], shard.ended[shard.epoch] = outcome, now
 
 
 def finalize_if_last(job: JobRow) -> None:

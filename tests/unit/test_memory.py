@@ -29,7 +29,7 @@ from tests.conformance.segments import (  # noqa: F401
     test_a_zombie_can_seal_nothing,
 )
 from tests.conformance.shards import (  # noqa: F401
-    test_a_claim_never_takes_the_last_attempt_away_from_the_reconciler,
+    test_a_claim_never_takes_an_expired_lease_whose_crash_makes_the_shard_suspected,
     test_a_claim_starts_an_attempt_and_the_job,
     test_a_claim_that_takes_an_expired_lease_counts_the_crash,
     test_a_failed_attempt_counts_and_the_last_one_gives_the_shard_up,
@@ -41,11 +41,25 @@ from tests.conformance.shards import (  # noqa: F401
     test_a_release_can_keep_its_shard_back_for_a_while,
     test_a_release_whose_answer_was_lost_can_be_repeated,
     test_a_second_hint_for_the_same_shard_is_dropped,
-    test_a_shard_that_kills_its_workers_is_given_up_without_its_sealed_rows,
     test_a_stale_hint_is_given_again_under_a_new_number,
     test_an_expired_lease_is_a_crash_and_the_shard_is_ready_again,
     test_expired_shards_of_a_cancelled_job_do_not_run_again,
     test_only_the_holder_may_release,
+)
+from tests.conformance.suspects import (  # noqa: F401
+    test_a_job_is_done_when_the_pieces_of_its_pieces_are,
+    test_a_job_that_killed_too_many_workers_is_published_and_has_failed,
+    test_a_part_is_committed_with_its_own_rows_alone,
+    test_a_shard_is_divided_only_under_the_epoch_that_crashed,
+    test_a_shard_that_crashed_alone_waits_to_be_divided,
+    test_a_shard_whose_rows_are_all_sealed_ends_without_pieces,
+    test_a_split_leaves_sealed_rows_where_they_are_and_suspects_both_pieces,
+    test_a_suspected_shard_that_runs_to_its_end_is_done,
+    test_a_zombie_of_a_split_shard_can_seal_and_commit_nothing,
+    test_crashes_failures_and_preemptions_are_counted_apart,
+    test_from_two_crashes_on_a_shard_is_dispatched_last_and_claimed_only_by_a_worker_that_runs_nothing_else,
+    test_one_death_of_a_worker_counts_once_for_a_job_however_many_shards_it_ran,
+    test_pieces_of_a_cancelled_job_are_cancelled,
 )
 from tests.memory import MemoryRepository
 

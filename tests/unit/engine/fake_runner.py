@@ -63,7 +63,7 @@ class FakeRunner:
         self.num_steps += 1
         self.largest_step = max(self.largest_step, step.num_tokens)
         if self.num_steps == self.fails_at_step:
-            raise RuntimeError("the device is gone")
+            raise RuntimeError("CUDA error: the device is gone")
         for copy in step.copies:
             self._copy(copy)
         for group in self.groups:

@@ -81,7 +81,7 @@ def test_logits_that_are_not_finite_fail_their_row_and_leave_nothing_in_the_cach
 
     done = harness.run(request("bad", range(20)), request("good", [4, 5]))
 
-    assert (done["bad", 0].finish_reason, done["bad", 0].error_code) == ("error", "internal")
+    assert (done["bad", 0].finish_reason, done["bad", 0].error_code) == ("error", "non_finite_logits")
     assert done["good", 0].finish_reason == "length"
     assert harness.cache.find([*range(20), 1]).length == 0
 

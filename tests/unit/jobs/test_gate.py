@@ -84,3 +84,30 @@ def test_rows_of_a_shard_that_has_left_are_not_counted() -> None:
 
     assert gate.limit == 1
     assert gate.in_flight == 0
+
+
+def test_a_shard_that_runs_alone_waits_for_those_before_it_and_lets_those_behind_it_wait() -> None:
+    gate = Gate(slots=16, target=128)
+    gate.enter(A)
+    gate.enter(B, alone=True)
+    gate.enter(C)
+    assert [gate.has_turn(shard) for shard in (A, B, C)] == [True, False, False]
+    assert gate.limit == 0
+
+    gate.leave(A)
+    assert [gate.has_turn(shard) for shard in (B, C)] == [True, False]
+    gate.leave(B)
+
+    assert gate.has_turn(C)
+    assert gate.limit > 0
+
+
+def test_of_two_shards_that_run_alone_the_first_to_enter_is_the_first_to_run() -> None:
+    gate = Gate(slots=16, target=128)
+    gate.enter(A, alone=True)
+    gate.enter(B, alone=True)
+    assert [gate.has_turn(shard) for shard in (A, B)] == [True, False]
+
+    gate.leave(A)
+
+    assert gate.has_turn(B)

@@ -40,6 +40,9 @@ class FakeSql:
         self.asked.append("expire")
         return []
 
+    def crashed_shards(self) -> list[object]:
+        return []
+
     def advance_jobs(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(id=7, output_uri="/nowhere")]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jobs.restarts import EXIT_MODEL, HEALTHY_SECONDS, MAX_PAUSE_SECONDS, Restarts
+from jobs.restarts import EXIT_ENGINE_DEAD, EXIT_MODEL, HEALTHY_SECONDS, MAX_PAUSE_SECONDS, Restarts
 
 
 def ended(code: int, *, lived: float, times: int) -> Restarts:
@@ -38,3 +38,13 @@ def test_a_model_that_is_refused_after_a_long_load_counts_as_a_quick_failure() -
 def test_a_good_end_has_a_pause_as_well_and_no_pause_is_too_long() -> None:
     assert ended(0, lived=0.0, times=1).start_at == 101.0
     assert ended(1, lived=0.0, times=20).start_at == 100.0 + MAX_PAUSE_SECONDS
+
+
+@pytest.mark.parametrize(("code", "was_ready"), [(-9, True), (EXIT_ENGINE_DEAD, False)])
+def test_a_worker_that_dies_at_work_had_a_good_start(code: int, was_ready: bool) -> None:
+    restarts = ended(1, lived=1.0, times=4)
+
+    for _ in range(9):
+        restarts.ended(code, 1.0, now=100.0, was_ready=was_ready)
+
+    assert (restarts.failures, restarts.spent) == (1, False)

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from engine.errors import EngineDead
 from jobs.retry import FULL_DISK_SECONDS, MAX_DELAY_SECONDS, Retry, decide
 
 
@@ -16,6 +17,10 @@ def test_a_full_disk_is_not_the_shard_s_fault(code: int) -> None:
 def test_any_other_failure_counts_and_backs_off(error: BaseException) -> None:
     assert decide(error, 1) == Retry(1.0, preempted=False)
     assert decide(error, 4, base_seconds=0.5) == Retry(4.0, preempted=False)
+
+
+def test_an_engine_that_died_may_have_died_of_the_shard() -> None:
+    assert decide(EngineDead("CUDA error"), 2) == Retry(2.0, preempted=False, crashed=True)
 
 
 def test_the_pause_has_an_end() -> None:

@@ -98,7 +98,7 @@ def test_a_row_that_failed_in_the_engine_keeps_its_code_and_has_no_text(maker: R
 
 
 def test_a_row_that_submit_refused_has_one_result_and_cost_nothing(maker: RowMaker) -> None:
-    row = maker.refused(plan_row(error="invalid_request"))
+    row = maker.failed(plan_row(error="invalid_request"), 0, "invalid_request", "the prompt is null")
 
     assert (row.status, row.sample_index, row.error_code) == (RowStatus.ERRORED, 0, "invalid_request")
     assert (row.computed_tokens, row.planned_tokens, row.limited_by) == (None, None, None)
@@ -106,7 +106,7 @@ def test_a_row_that_submit_refused_has_one_result_and_cost_nothing(maker: RowMak
 
 def test_the_sum_counts_a_prompt_once_per_request_and_adds_up_per_group(maker: RowMaker) -> None:
     rows = [maker.finished(plan_row(), completion(sample=sample)) for sample in (0, 1)]
-    rows.append(maker.refused(plan_row(error="invalid_request")))
+    rows.append(maker.failed(plan_row(error="invalid_request"), 0, "invalid_request", "the prompt is null"))
 
     total = sum_rows(rows, FakeEngine.groups)
 

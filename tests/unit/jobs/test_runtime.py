@@ -4,7 +4,8 @@ import threading
 from types import SimpleNamespace
 
 from jobs.gate import Gate
-from jobs.runtime import EXIT_ENGINE_DEAD, Runtime, Watchdog
+from jobs.restarts import EXIT_ENGINE_DEAD
+from jobs.runtime import Runtime, Watchdog
 from jobs.settings import Settings
 from storage.errors import Fenced
 from storage.records import ShardId

@@ -107,7 +107,7 @@ def test_a_failure_is_recorded_before_it_is_told(bench: Bench, monkeypatch: pyte
         bench.run()
 
     assert bench.shard.state is ShardState.READY
-    assert bench.shard.crashes == 1
+    assert (bench.shard.failures, bench.shard.crashes) == (1, 0)
     assert bench.shard.error is not None
     assert "the disk is broken" in bench.shard.error
 
@@ -119,6 +119,7 @@ def test_an_engine_that_dies_fails_the_attempt_and_keeps_the_rows_that_were_done
         bench.run()
 
     assert bench.shard.state is ShardState.READY
+    assert (bench.shard.failures, bench.shard.crashes) == (0, 1)
     assert bench.sealed() > 0
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from storage import layout
 from storage.errors import FileDamaged
-from storage.parquet.plan import PlanWriter, passed_schema, read_shard, shard_rows, verify_plan
+from storage.parquet.plan import PlanWriter, passed_schema, read_rows, read_shard, shard_rows, verify_plan
 from storage.parquet.schema import plan_schema
 from tests.unit.storage.parquet.samples import PASSED, make_job, plan_row
 
@@ -48,6 +48,16 @@ def test_a_shard_that_the_plan_lacks_is_refused(tmp_path):
 
     with pytest.raises(FileDamaged, match="holds 2 shards and so no shard 2"):
         read_shard(tmp_path / layout.PLAN, 2)
+
+
+def test_rows_of_a_part_of_a_shard_are_read_by_their_place_in_the_plan(tmp_path):
+    job = make_job(tmp_path, range(7), shard_rows=3)
+
+    found = read_rows(tmp_path / layout.PLAN, 1, 4, 6)
+
+    assert found["row_index"].to_pylist() == list(job.shards[1][1:3])
+    with pytest.raises(FileDamaged, match="shard 1 has the rows 3 to 6, not 4 to 7"):
+        read_rows(tmp_path / layout.PLAN, 1, 4, 7)
 
 
 def test_a_changed_plan_is_noticed(tmp_path):

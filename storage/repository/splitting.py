@@ -1,0 +1,104 @@
+"""ready -> split or dead: what becomes of a shard whose worker died while it ran nothing else; and of its job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, func, insert, select, update
+
+from storage.records import JobId, Piece, Shard, ShardId
+from storage.repository.jobs import cancel_shards, finalize_if_last, lock_job_of
+from storage.repository.rows import as_shard
+from storage.repository.shards import bury, sealed_rows
+from storage.repository.suspects import ENGINE_KILLER, crashed_alone
+from storage.states import JOB_RUNNABLE, SHARD_WAITING, JobState, ShardState
+from storage.tables import jobs, shards
+
+_MUST_BE_DIVIDED = (shards.c.state == ShardState.READY, crashed_alone)
+
+
+def crashed(conn: Connection) -> list[Shard]:
+    rows = conn.execute(
+        select(shards)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(*_MUST_BE_DIVIDED, jobs.c.state.in_(JOB_RUNNABLE))
+        .order_by(shards.c.id)
+    )
+    return [as_shard(row) for row in rows]
+
+
+def split(conn: Connection, shard_id: ShardId, epoch: int, pieces: Sequence[Piece]) -> bool:
+    """False if another was faster."""
+    job = lock_job_of(conn, shard_id)
+    row = conn.execute(
+        update(shards)
+        .where(shards.c.id == shard_id, shards.c.epoch == epoch, *_MUST_BE_DIVIDED)
+        .values(state=ShardState.SPLIT)
+        .returning(shards)
+    ).one_or_none()
+    if row is None:
+        return False
+
+    parent = as_shard(row)
+    left = parent.num_outputs - sealed_rows(conn, shard_id)
+    assert sum(piece.num_outputs for piece in pieces) == left, f"shard {shard_id} has {left} rows left, not {pieces}"
+    highest = conn.execute(select(func.max(shards.c.idx)).where(shards.c.job_id == job.id)).scalar_one()
+    for number, piece in enumerate(pieces, start=1):
+        assert parent.row_lo <= piece.row_lo < piece.row_hi <= parent.row_hi, f"shard {shard_id} has no {piece}"
+        conn.execute(
+            insert(shards).values(
+                job_id=job.id,
+                idx=highest + number,
+                row_lo=piece.row_lo,
+                row_hi=piece.row_hi,
+                num_outputs=piece.num_outputs,
+                cost_tokens=parent.cost_tokens * piece.num_outputs // parent.num_outputs,
+                parent_id=shard_id,
+                plan_idx=parent.row_group,
+                priority=row.priority,
+                state=ShardState.READY,
+            )
+        )
+    conn.execute(update(jobs).where(jobs.c.id == job.id).values(shards_total=jobs.c.shards_total + len(pieces) - 1))
+    finalize_if_last(conn, JobId(job.id))
+    return True
+
+
+def give_up(conn: Connection, shard_id: ShardId, epoch: int) -> bool:
+    """False if another was faster."""
+    job = lock_job_of(conn, shard_id)
+    row = conn.execute(
+        update(shards)
+        .where(shards.c.id == shard_id, shards.c.epoch == epoch, *_MUST_BE_DIVIDED)
+        .values(state=ShardState.DEAD)
+        .returning(shards)
+    ).one_or_none()
+    if row is None:
+        return False
+    bury(conn, row, ENGINE_KILLER, row.error or "its worker was lost")
+    finalize_if_last(conn, JobId(job.id))
+    return True
+
+
+def abandon(conn: Connection, max_crashes: int) -> list[JobId]:
+    """Jobs that cost so many workers or more -> failing, so that their finished rows are published; then failed."""
+    spent = conn.execute(
+        select(jobs.c.id, jobs.c.crashes)
+        .where(jobs.c.crashes >= max_crashes, jobs.c.state.in_(JOB_RUNNABLE))
+        .order_by(jobs.c.id)
+        .with_for_update(key_share=True)
+    )
+    ended = []
+    for job_id, crashes in spent.all():
+        error = (
+            f"workers died {crashes} times while they ran it, which is all that max_job_crashes allows;"
+            " its finished rows are published, and the log of a worker says what it died of"
+        )
+        cancel_shards(conn, job_id, SHARD_WAITING)
+        conn.execute(
+            update(jobs)
+            .where(jobs.c.id == job_id)
+            .values(state=JobState.FAILING, error=error, lease_owner=None, lease_until=0)
+        )
+        ended.append(JobId(job_id))
+    return ended
