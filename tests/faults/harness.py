@@ -147,10 +147,14 @@ class Harness:
 
     def start_reconciler_process(self, name: str, **environment: str) -> WorkerProcess:
         """A reconciler of its own, which can be stopped and killed; ends with the harness."""
+        return self.start_program(name, ["-m", "nightmill", "reconciler"], **environment)
+
+    def start_program(self, name: str, arguments: list[str], **environment: str) -> WorkerProcess:
+        """Any other Python program with the same settings."""
         log = self.folder / f"{name}-{len(self.workers)}.log"
         variables = {**worker_environment(self.settings, self.broker.url), "NIGHTMILL_DATABASE_URL": self.database_url}
         with log.open("wb") as out:
-            command = [sys.executable, "-P", "-m", "nightmill", "reconciler"]
+            command = [sys.executable, "-P", *arguments]
             process = WorkerProcess(name, spawn(command, env={**variables, **environment}, log=out, cwd=ROOT), log)
         self.workers.append(process)
         return process
