@@ -78,7 +78,7 @@ class Soak:
         """Some sleep until the next one does: often for longer than a lease."""
         self.wake()
         worker = self._some_worker()
-        worker.process.send_signal(signal.SIGSTOP)
+        self.harness.put_to_sleep(worker)
         self.asleep.append(worker)
 
     def arm(self) -> None:
