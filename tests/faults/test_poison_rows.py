@@ -10,6 +10,7 @@ import pytest
 
 from storage.records import JobId
 from storage.states import JOB_FINAL, JobState, ShardState
+from tests.faults.checker import check_job
 from tests.faults.harness import Harness, wait_for
 
 pytestmark = pytest.mark.integration
@@ -50,7 +51,7 @@ def test_38_one_row_of_256_that_kills_its_worker_is_found_and_all_others_are_don
         deaths = work_to_the_end(harness, job.id, int(2 + math.log2(256)))
 
         assert harness.job(job.id).state is JobState.COMPLETED
-        table = harness.check(job.id, keys(256))
+        table = check_job(harness.repository, job.id, keys(256))
         assert errors(table) == {"KILLKILL": "engine_killer"}
         assert deaths > 2
         dead = [shard for shard in harness.repository.shards(job.id) if shard.state is ShardState.DEAD]
@@ -67,7 +68,7 @@ def test_39_three_rows_in_two_shards_kill_their_worker_and_the_shards_beside_the
         work_to_the_end(harness, job.id, 3 * int(2 + math.log2(16)))
 
         assert harness.job(job.id).state is JobState.COMPLETED
-        table = harness.check(job.id, keys(96))
+        table = check_job(harness.repository, job.id, keys(96))
         assert errors(table) == {prompts[place]: "engine_killer" for place in (28, 31, 40)}
         roots = [shard for shard in harness.repository.shards(job.id) if shard.parent_id is None]
         assert sum(shard.state is ShardState.SPLIT for shard in roots) == 2
@@ -83,7 +84,7 @@ def test_finished_rows_of_a_split_shard_are_not_computed_again(tmp_path: Path) -
 
         work_to_the_end(harness, job.id, int(2 + math.log2(64)))
 
-        harness.check(job.id, keys(64))
+        check_job(harness.repository, job.id, keys(64))
         shards = harness.repository.shards(job.id)
         assert sum(segment.rows for shard in shards for segment in harness.repository.segments(shard.id)) == 63
 
@@ -99,7 +100,7 @@ def test_a_job_that_kills_too_many_workers_fails_with_its_finished_rows_publishe
         assert ended.state is JobState.FAILED
         assert deaths in (4, 5)  # the next worker may be faster than the count
         assert "workers died 4 times" in (ended.error or "")
-        table = harness.check(job.id, keys(64))
+        table = check_job(harness.repository, job.id, keys(64))
         statuses = table["status"].to_pylist()
         assert statuses[:32] == ["succeeded"] * 32
         assert set(statuses[32:]) == {"canceled"}
