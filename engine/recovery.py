@@ -39,7 +39,7 @@ class Batch:
     def __init__(self, max_sequences: int, max_tokens: int, grid: int = 1) -> None:
         """`grid`: tokens that can only run together."""
         self._most = (max_sequences, max_tokens)
-        self._fewest = min(max(FEWEST_TOKENS, grid), max_tokens)
+        self._grid = grid if grid > 1 else 0
         self.max_sequences = max_sequences
         self.max_tokens = max_tokens
         self._good_steps = 0
@@ -62,18 +62,22 @@ class Batch:
         """The step did not run. True when less of it can be tried, False when its one sequence cannot run at all."""
         self._good_steps = 0
         num_sequences, num_tokens = len(step.chunks), step.num_tokens
-        if num_sequences == 1 and (trouble is Trouble.REQUEST or num_tokens <= self._fewest):
+        if num_sequences == 1 and (trouble is Trouble.REQUEST or num_tokens <= self._fewest(1)):
             self.max_sequences, self.max_tokens = self._most
             return False
         if num_sequences > 1:
             self.max_sequences = num_sequences // 2
         if trouble is Trouble.MEMORY:
-            self.max_tokens = max(num_tokens // 2, self.max_sequences, self._fewest)
+            self.max_tokens = max(num_tokens // 2, self._fewest(self.max_sequences))
         log.warning(
             "step_failed reason=%s sequences=%d tokens=%d now_sequences=%d now_tokens=%d",
             *(trouble.value, num_sequences, num_tokens, self.max_sequences, self.max_tokens),
         )
         return True
+
+    def _fewest(self, num_sequences: int) -> int:
+        """Tokens of a step below which it is not cut: a cell of the grid, beside what so many sequences generate."""
+        return min(max(FEWEST_TOKENS, self._grid + num_sequences), self._most[1])
 
     def blames_too_many(self, request_id: str) -> bool:
         """This request could not run alone; True when so many in a row could not that the engine is at fault."""

@@ -76,13 +76,15 @@ def _producer(index: int, types: Sequence[str], sharing: Sequence[str | None]) -
 
 def find_grid(config: Any, options: EngineConfig) -> Grid:
     """The grid of a model with states in strict mode: whole blocks, and whole chunks of its scan, so that no cell is
-    padded. Any other would do as well for the bits. Raises ConfigError for a step that has no room for a cell."""
+    padded. Any other would do as well for the bits. Raises ConfigError for a step that has no room for a cell beside
+    the tokens that others generate: prompts would wait until nobody runs."""
     scan = getattr(config, "mamba_chunk_size", None) or getattr(config, "chunk_size", None) or _TYPICAL_SCAN
     step = lcm(options.block_size, int(scan))
-    if options.max_batch_tokens < step:
+    least = step + options.max_sequences
+    if options.max_batch_tokens < least:
         raise ConfigError(
             f"max_batch_tokens is {options.max_batch_tokens}; strict mode cuts prompts of this model at multiples of "
-            f"{step} tokens, so it must be at least that"
+            f"{step} tokens, and {options.max_sequences} sequences may generate beside them: give at least {least}"
         )
     return Grid(step)
 
