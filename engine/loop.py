@@ -84,7 +84,7 @@ class Engine:
             eos_token_ids=eos_token_ids,
             vocab_size=vocab_size,
         )
-        self._batch = Batch(config.max_sequences, config.max_batch_tokens)
+        self._batch = Batch(config.max_sequences, config.max_batch_tokens, config.grid)
         self._timeouts = Timeouts(config.request_timeout_seconds)
         self._lock = threading.Lock()  # guards _feeds and the two ends of life
         self._feeds: list[Feed] = []

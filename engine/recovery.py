@@ -36,8 +36,10 @@ def trouble_of(error: Exception) -> Trouble:
 class Batch:
     """The owner of how much may run in one step now. Never more than what was asked for."""
 
-    def __init__(self, max_sequences: int, max_tokens: int) -> None:
+    def __init__(self, max_sequences: int, max_tokens: int, grid: int = 1) -> None:
+        """`grid`: tokens that can only run together."""
         self._most = (max_sequences, max_tokens)
+        self._fewest = min(max(FEWEST_TOKENS, grid), max_tokens)
         self.max_sequences = max_sequences
         self.max_tokens = max_tokens
         self._good_steps = 0
@@ -60,14 +62,13 @@ class Batch:
         """The step did not run. True when less of it can be tried, False when its one sequence cannot run at all."""
         self._good_steps = 0
         num_sequences, num_tokens = len(step.chunks), step.num_tokens
-        fewest = min(FEWEST_TOKENS, self._most[1])
-        if num_sequences == 1 and (trouble is Trouble.REQUEST or num_tokens <= fewest):
+        if num_sequences == 1 and (trouble is Trouble.REQUEST or num_tokens <= self._fewest):
             self.max_sequences, self.max_tokens = self._most
             return False
         if num_sequences > 1:
             self.max_sequences = num_sequences // 2
         if trouble is Trouble.MEMORY:
-            self.max_tokens = max(num_tokens // 2, self.max_sequences, fewest)
+            self.max_tokens = max(num_tokens // 2, self.max_sequences, self._fewest)
         log.warning(
             "step_failed reason=%s sequences=%d tokens=%d now_sequences=%d now_tokens=%d",
             *(trouble.value, num_sequences, num_tokens, self.max_sequences, self.max_tokens),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
@@ -27,7 +28,8 @@ def _kill() -> None:
 
 
 def _stop() -> None:
-    os.kill(os.getpid(), signal.SIGSTOP)
+    # to this thread: sent to the process it might reach another one first, and this one would go on for a while
+    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def _full() -> None:

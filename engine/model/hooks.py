@@ -60,6 +60,10 @@ class AttentionSeat:
         self.states = states
         self._noted: int | None = None
 
+    def begin(self) -> None:
+        """A forward pass starts. An earlier one may have failed between its note and its call."""
+        self._noted = None
+
     def note(self, layer: int) -> None:
         self._noted = layer
 

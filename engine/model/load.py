@@ -24,6 +24,7 @@ from engine.model.mixers import connect_mixers, find_mixers, mixer_layers
 from engine.model.norms import FusedNorm, fuse_norms
 from engine.model.packed import LinearMaker, PackedLinear, can_pack, pack_linears, plain_linear
 from engine.model.project import HeadTap, ProjectedTiles, cut_head, recognise
+from engine.model.rotations import check_rotations
 from engine.model.rowwise import hold_row_by_row
 from engine.model.states import StateShapes, slot_bytes
 from engine.model.steady import SteadyLinears
@@ -90,6 +91,8 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
     if config.strict and not packable:
         raise ModelRefused(f"strict mode: only float32 on a CPU with oneDNN is known, not {model.dtype} on {device}")
     hooked = _hook(model, _linear_maker(config, packable), config.fused_norms and packable, config.strict)
+    max_model_len = _max_model_len(text_config, config.max_model_len)
+    check_rotations(model, max_model_len)
     groups = layer_groups(hooked.declared, hooked.observed, config.block_size)
     grid = find_grid(text_config, config) if config.strict and hooked.states else ANYWHERE
     dtype = model.dtype
@@ -106,7 +109,7 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
         tap=hooked.tap,
         head=hooked.head,
         eos_token_ids=_eos_token_ids(model),
-        max_model_len=_max_model_len(text_config, config.max_model_len),
+        max_model_len=max_model_len,
         vocab_size=hooked.vocab_size,
         num_blocks=sizes.num_blocks,
         num_slots=sizes.num_slots,

@@ -119,6 +119,7 @@ class ModelRunner:
         """The copies, then one forward pass; one `Sampled` for each sample of each chunk, in order."""
         self._copy(step.copies)
         packed = pack(step.chunks, self._groups)
+        self._loaded.seat.begin()
         self._layers.begin(packed)
         if self._slotted is not None:
             self._slotted.begin(step.chunks)

@@ -103,7 +103,12 @@ class SlotStates:
         self._lent: dict[StateKey, torch.Tensor] = {}
 
     def begin(self, parts: Sequence[RowPart]) -> None:
-        """Say how this step's row is cut. A part may go on where an earlier one of the same slot has ended."""
+        """Say how this step's row is cut. A part may go on where an earlier one of the same slot has ended.
+
+        What a step that failed within a layer has left open is forgotten.
+        """
+        self._part = None
+        self._lent.clear()
         self.parts = parts
         self.num_tokens = sum(part.length * len(part.slots) for part in parts)
 

@@ -87,6 +87,14 @@ def lower_bound(rows: Sequence[Prompt]) -> int:
     return int((lengths - cached_lengths(lengths, shared)).sum())
 
 
+def planned_on_grid(rows: Sequence[Prompt], grid: int) -> int:
+    """Tokens that run if each row starts where the plan says, moved down to the grid."""
+    return sum(
+        len(row) - plan.planned_tokens + plan.planned_tokens % grid
+        for row, plan in zip(rows, row_plans(*_flat(rows)), strict=True)
+    )
+
+
 def _flat(rows: Sequence[Prompt]) -> tuple[Int64s, Int64s, Int64s]:
     lengths = np.array([len(row) for row in rows])
     return np.concatenate([np.array(row) for row in rows]), np.cumsum(lengths) - lengths, lengths

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.bound import LAYOUTS, Prompt, ample, humaneval, lower_bound, pairs, quarter, run, tree
+from tests.acceptance.bound import (
+    LAYOUTS,
+    Prompt,
+    ample,
+    humaneval,
+    lower_bound,
+    pairs,
+    planned_on_grid,
+    quarter,
+    run,
+    tree,
+)
 
 pytestmark = pytest.mark.models
 
@@ -37,6 +49,23 @@ def test_with_enough_memory_the_bound_is_reached_and_a_quarter_costs_at_most_a_t
     assert enough.counters.limited_by == ()
     assert little.over(bound) <= 1.10
     assert little.num_steps < 6 * enough.num_steps, "a quarter of the memory is for about a quarter of the rows"
+
+
+@pytest.mark.parametrize(("layout", "grid"), [("full", 1), ("sliding", 1), ("linear", 64), ("all kinds", 256)])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_strict_mode_a_row_costs_less_than_one_step_of_its_grid_above_the_bound(
+    name: str, layout: str, grid: int, rows_of: RowsOf
+) -> None:
+    """Models without states have the grid 1: for them it is the bound itself."""
+    rows, groups = rows_of(name), LAYOUTS[layout]
+    bound = lower_bound(rows)
+
+    ran = run(groups, [rows], replace(ample(), grid=grid))
+
+    above = ran.counters.computed_tokens - bound
+    assert 0 <= above <= (grid - 1) * len(rows)
+    assert ran.counters.limited_by == ((("grid", above),) if above else ())
+    assert (bound + above, ran.counters.recomputed_tokens) == (planned_on_grid(rows, grid), 0)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -6,12 +6,14 @@ Leases are about a second long, so that a death is noticed within a test's patie
 from __future__ import annotations
 
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -145,12 +147,28 @@ class Harness:
         self.workers.append(worker)
         return worker
 
+    def put_to_sleep(self, worker: WorkerProcess) -> None:
+        """SIGSTOP, but not while it holds SQLite's only write lock: then everybody else would sleep with it."""
+        path = self.database_url.removeprefix("sqlite:///")
+        while True:
+            worker.process.send_signal(signal.SIGSTOP)
+            with closing(sqlite3.connect(path, timeout=0.5, isolation_level=None)) as connection:
+                try:
+                    connection.execute("BEGIN IMMEDIATE")
+                    return
+                except sqlite3.OperationalError:
+                    worker.process.send_signal(signal.SIGCONT)
+
     def start_reconciler_process(self, name: str, **environment: str) -> WorkerProcess:
         """A reconciler of its own, which can be stopped and killed; ends with the harness."""
+        return self.start_program(name, ["-m", "nightmill", "reconciler"], **environment)
+
+    def start_program(self, name: str, arguments: list[str], **environment: str) -> WorkerProcess:
+        """Any other Python program with the same settings."""
         log = self.folder / f"{name}-{len(self.workers)}.log"
         variables = {**worker_environment(self.settings, self.broker.url), "NIGHTMILL_DATABASE_URL": self.database_url}
         with log.open("wb") as out:
-            command = [sys.executable, "-P", "-m", "nightmill", "reconciler"]
+            command = [sys.executable, "-P", *arguments]
             process = WorkerProcess(name, spawn(command, env={**variables, **environment}, log=out, cwd=ROOT), log)
         self.workers.append(process)
         return process

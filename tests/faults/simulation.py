@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from storage.states import JOB_FINAL, JobState, Outcome, RowStatus, ShardState
+from storage.states import JOB_FINAL, QUARANTINE_CRASHES, JobState, Outcome, RowStatus, ShardState
 from tests.faults.processes import Reconciler, Worker
 from tests.faults.world import LEASE, MAX_ATTEMPTS, World
 
@@ -178,4 +178,6 @@ def _check_shards(world: World) -> None:
         assert commits == ([shard.epoch] if shard.state is ShardState.DONE else []), f"{shard}: commits {commits}"
         assert shard.state is not ShardState.DONE or str(shard.out_key).endswith(f".e{shard.epoch}.parquet"), shard
         assert claimed[shard.id] <= shard.epoch, "a claim that SQL does not know"
-        assert shard.crashes <= MAX_ATTEMPTS + NUM_WORKERS, shard
+        assert shard.crashes <= QUARANTINE_CRASHES + 1, shard
+        assert shard.parent_id is None or shard.crashes <= 1, shard
+        assert shard.failures <= MAX_ATTEMPTS, shard

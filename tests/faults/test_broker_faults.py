@@ -93,5 +93,38 @@ def test_16_garbage_in_the_queue_does_not_stop_the_worker(harness: Harness) -> N
     assert worker.process.poll() is None
 
 
+FORGETFUL = """
+import sys
+from jobs.app import make_app
+from jobs.settings import Settings
+settings = Settings()
+app = make_app(settings.broker_url.get_secret_value(), prefix=settings.redis_prefix)
+del app.tasks["nightmill.run_shard"]
+app.worker_main(["worker", "-P", "solo", "-Q", sys.argv[1], "-n", "old@a", "--without-gossip", "--without-mingle"])
+"""
+
+
+def test_17_a_worker_of_another_version_eats_hints_and_they_are_sent_again(harness: Harness) -> None:
+    job = harness.submit(PROMPTS[:32], shard_rows=8)
+    old = harness.start_program("old", ["-c", FORGETFUL, queue_name(job.model.key)])
+    wait_for(lambda: old.text.count("unregistered task") >= 4, "the old worker has eaten every hint")
+    old.kill()
+
+    harness.start_worker("w0")
+
+    harness.done(job.id, 32)
+    assert [shard.attempts for shard in harness.shards(job.id)] == [1] * 4
+
+
+def test_17_a_worker_refuses_a_database_of_another_version(harness: Harness) -> None:
+    with harness.repository._db.write() as conn:
+        conn.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+
+    worker = harness.start_worker("w0")
+
+    assert worker.process.wait(30) == 8
+    assert "schema" in worker.text
+
+
 def _running(harness: Harness, job_id: JobId) -> int:
     return sum(shard.state is ShardState.RUNNING for shard in harness.repository.shards(job_id))

@@ -142,7 +142,7 @@ def test_the_model_and_the_real_repository_answer_alike(tmp_path: Path) -> None:
 
     world.clear = clear_both
 
-    for seed in range(150):
+    for seed in range(100):
         Schedule(world, seed).run()
 
-    assert twin.compared > 10_000
+    assert twin.compared > 7_000

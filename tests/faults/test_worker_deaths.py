@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -26,6 +27,13 @@ PUBLISHING_POINTS = (
 )
 
 
+@pytest.fixture
+def quiet(tmp_path: Path) -> Iterator[Harness]:
+    """Its workers speak rarely, so that one that stops itself is hardly ever within a transaction of its heartbeat."""
+    with Harness.create(tmp_path, heartbeat_seconds=1.2, lease_seconds=2.4) as started:
+        yield started
+
+
 def kill_at_random(harness: Harness, kills: int, seed: int) -> None:
     """Workers one after another, each killed at some row; under its old name it takes up its shards at once."""
     dice = random.Random(seed)
@@ -42,7 +50,8 @@ def kill_at_random(harness: Harness, kills: int, seed: int) -> None:
 
     shards = harness.shards(job.id)
     assert sum(shard.crashes for shard in shards) >= kills
-    assert all(shard.state is ShardState.DONE for shard in shards)
+    assert {shard.state for shard in shards} <= {ShardState.DONE, ShardState.SPLIT}
+    assert harness.job(job.id).rows_succeeded == rows
 
 
 def test_01_a_worker_killed_at_random_rows(tmp_path: Path) -> None:
@@ -92,13 +101,14 @@ def test_02_and_48_a_reconciler_killed_before_and_after_every_step_of_publishing
         assert manifests == {manifest.read_bytes()}
 
 
-def test_04_a_worker_that_sleeps_between_its_file_and_the_commit(harness: Harness) -> None:
+def test_04_a_worker_that_sleeps_between_its_file_and_the_commit(quiet: Harness) -> None:
+    harness = quiet
     zombie = harness.start_worker("w0", NIGHTMILL_FAILPOINTS="commit.before_sql:stop")
     job = harness.submit(prompts(16), shard_rows=16)
     wait_for(lambda: is_stopped(zombie.process.pid), "the worker sleeps")
 
     harness.start_worker("w1")
-    wait_for(lambda: harness.shards(job.id)[0].epoch == 2, "the shard is claimed again")
+    wait_for(lambda: harness.shards(job.id)[0].epoch >= 2, "the shard is claimed again")
     zombie.process.send_signal(signal.SIGCONT)
 
     harness.done(job.id, 16)

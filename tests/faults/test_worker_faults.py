@@ -68,7 +68,7 @@ def test_03_a_worker_that_sleeps_past_its_lease_is_fenced_and_leaves_no_file(har
     job = harness.submit(PROMPTS, shard_rows=120)
     harness.wait_for_rows(job.id, 8)
 
-    os.kill(zombie.process.pid, signal.SIGSTOP)
+    harness.put_to_sleep(zombie)
     harness.start_worker("w1", **SLOW)
     wait_for(lambda: harness.repository.shards(job.id)[0].epoch >= 2, "the shard is claimed again")
     os.kill(zombie.process.pid, signal.SIGCONT)

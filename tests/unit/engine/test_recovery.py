@@ -237,6 +237,14 @@ def test_a_halved_batch_grows_again_after_many_good_steps_and_never_beyond_what_
     assert (batch.max_sequences, batch.max_tokens) == (16, 64)
 
 
+def test_a_step_is_never_halved_below_the_tokens_that_can_only_run_together() -> None:
+    batch = Batch(16, 256, grid=64)
+    for _ in range(5):
+        batch.failed(step_of(2), Trouble.MEMORY)
+
+    assert batch.max_tokens == 64
+
+
 def step_of(num_sequences: int) -> Step:
     chunk = Chunk(
         sequence_id=0,

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -47,12 +48,13 @@ def test_a_point_acts_at_its_turn_and_once(tmp_path: Path) -> None:
 def test_a_point_can_kill_and_stop_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    monkeypatch.setattr(signal, "pthread_kill", lambda thread, number: sent.append((thread, number)))
     failpoints.arm("claim.before:kill,claim.after:stop")
 
     failpoints.reach("claim.before")
     failpoints.reach("claim.after")
 
-    assert sent == [(os.getpid(), signal.SIGKILL), (os.getpid(), signal.SIGSTOP)]
+    assert sent == [(os.getpid(), signal.SIGKILL), (threading.get_ident(), signal.SIGSTOP)]
 
 
 @pytest.mark.parametrize("specification", ["nowhere:kill", "claim.before:explode", "claim.before"])

@@ -211,6 +211,28 @@ def test_what_cannot_be_served_is_refused_by_name(config: Any, reason: str, tmp_
         load_model(source, CONFIG)
 
 
+LONG_ROPE: dict[str, Any] = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [2.0] * 4,
+    "original_max_position_embeddings": 40,
+}
+
+
+def test_rotations_that_follow_the_longest_row_are_refused_where_a_row_can_be_as_long(tmp_path: Path) -> None:
+    source = saved(transformers.LlamaConfig(**SMALL, rope_parameters=LONG_ROPE), tmp_path)
+
+    with pytest.raises(ModelRefused, match=r"LlamaRotaryEmbedding \(longrope\) turns .* max_model_len 40 at most"):
+        load_model(source, CONFIG)
+    assert load_model(source, replace(CONFIG, max_model_len=40)).max_model_len == 40
+
+
+def test_rotations_that_change_beyond_the_model_s_own_limit_are_served(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+
+    assert load_model(saved(transformers.LlamaConfig(**SMALL, rope_parameters=rope), tmp_path), CONFIG)
+
+
 def test_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
     transformers.T5Config().save_pretrained(tmp_path)
 

@@ -119,6 +119,32 @@ def test_a_slot_that_was_used_before_starts_from_nothing() -> None:
     torch.testing.assert_close(again, row.cumsum(dim=1))
 
 
+class FailingSum(RunningSum):
+    """Runs out of memory once, after it has touched its state."""
+
+    has_failed = False
+
+    def forward(self, hidden_states: torch.Tensor, cache_params: Any = None, scale: Any = None) -> torch.Tensor:
+        cache_params.get_conv_state(self.layer_idx)
+        out = super().forward(hidden_states, cache_params)
+        if not self.has_failed:
+            self.has_failed = True
+            raise MemoryError
+        return out
+
+
+def test_a_step_that_failed_within_a_layer_leaves_nothing_to_the_next() -> None:
+    stage = Stage(FailingSum())
+    row = torch.randn(1, 3, 2)
+
+    with pytest.raises(MemoryError):
+        stage.run(row, [(1, 0, 3)])
+    out = stage.run(row, [(2, 0, 3)])
+
+    torch.testing.assert_close(out, row.cumsum(dim=1))
+    assert stage.memory.tensors[SUM][1].isnan().all(), "the failed step has written a state"
+
+
 def test_a_row_of_one_batch_needs_no_gathering() -> None:
     stage = Stage(RunningSum())
     row = torch.randn(1, 4, 2)
