@@ -15,6 +15,7 @@ from storage.states import ShardState
 if TYPE_CHECKING:
     from jobs.options import SubmitOptions
     from jobs.planning import Progress
+    from jobs.retrying import Choice, Retried
     from jobs.submit import Submitted
     from storage.repository import Repository
 
@@ -57,6 +58,22 @@ def submit(options: SubmitOptions, place: Place, repository: Repository, progres
     return submitted
 
 
+def retry(job_id: int, choice: Choice, place: Place, repository: Repository, progress: Progress) -> Retried:
+    """Queue rows of a published job again; hints are sent as after a submit. Raises as `jobs.retrying.retry`, and
+    BrokerDown."""
+    from jobs.retrying import retry as plan_and_queue
+
+    if place.settings.embedded:
+        return plan_and_queue(JobId(job_id), choice, repository, place.settings, progress)
+    from jobs.monitor.broker import require_broker
+    from jobs.reconciler import make_dispatcher
+
+    require_broker(place.broker_url)  # before anything is written
+    retried = plan_and_queue(JobId(job_id), choice, repository, place.settings, progress)
+    make_dispatcher(place.settings, repository, place.broker_url).fill()
+    return retried
+
+
 @contextmanager
 def at_work(place: Place, job: Job) -> Iterator[Check]:
     """In embedded mode broker, reconciler and worker run while the block does; in real mode others see to that.
@@ -85,7 +102,8 @@ def _what_now(place: Place, job: Job) -> str:
     """What becomes of a job of embedded mode when this command leaves."""
     if place.owner_alive:
         return f"another submit keeps it running: `nightmill watch {job.id}` follows it"
-    return "its finished rows are kept, and the same command resumes it"
+    again = "the same command" if job.generation == 1 else "the command that submitted it"
+    return f"its finished rows are kept, and {again} resumes it"
 
 
 def status(place: Place, repository: Repository, job_id: int) -> dict[str, Any]:

@@ -6,8 +6,9 @@ A batch is worked on as flat token ids with one length per row; a row with an er
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -59,12 +60,16 @@ class RowEncoder:
         system_prompt: str | None = None,
         raw_prompt: bool = False,
         on_too_long: OnTooLong = "error",
+        forced: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Raises InputInvalid (`model`) when the model has no chat template and one is needed."""
+        """`forced`: sampling options that count more than those of a row. Raises InputInvalid (`model`) when the model
+        has no chat template and one is needed."""
         self._encoder = encoder
         self._columns = columns
         self._sampling = sampling
-        self._job_seed = job_seed
+        self._job_seed = forced.get("seed", job_seed)
+        self._forced = {name: value for name, value in forced.items() if name != "seed"}
+        self._keeps_seeds = "seed" not in forced
         self._system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         self._templated = columns.kind == "messages" or (
             columns.kind == "prompt" and encoder.template is not None and not raw_prompt
@@ -81,15 +86,15 @@ class RowEncoder:
                 "wrong_type", "--system-prompt cannot be added to prompt_token_ids; use prompts or messages"
             )
 
-    def encode(self, batch: pa.RecordBatch, first_row: int, default_ids: pa.Array) -> Iterator[pa.RecordBatch]:
-        """Plan rows of schema `self.schema`, in pieces of bounded size. `first_row` is the batch's place in the input;
-        `default_ids` name the rows that have no id."""
+    def encode(self, batch: pa.RecordBatch, places: Int64s, default_ids: pa.Array) -> Iterator[pa.RecordBatch]:
+        """Plan rows of schema `self.schema`, in pieces of bounded size. `places` [rows] are theirs in the
+        input; `default_ids` name the rows that have no id."""
         step = max(1, batch.num_rows * PIECE_BYTES // max(PIECE_BYTES, batch.nbytes))
         for start in range(0, batch.num_rows, step):
             piece = batch.slice(start, step)
-            yield self._encode_piece(piece, first_row + start, default_ids.slice(start, step))
+            yield self._encode_piece(piece, places[start : start + step], default_ids.slice(start, step))
 
-    def _encode_piece(self, batch: pa.RecordBatch, first_row: int, default_ids: pa.Array) -> pa.RecordBatch:
+    def _encode_piece(self, batch: pa.RecordBatch, places: Int64s, default_ids: pa.Array) -> pa.RecordBatch:
         num_rows = batch.num_rows
         ids = self._custom_ids(batch, default_ids)
         tokens = self._tokens(batch)
@@ -105,7 +110,7 @@ class RowEncoder:
             for seed, custom_id in zip(row_seeds, ids.to_pylist(), strict=True)
         ]
         arrays = [
-            pa.array(np.arange(first_row, first_row + num_rows)),
+            pa.array(places),
             ids,
             tokens_to_binary(tokens.values, tokens.lengths),
             pa.array(overrides, pa.string()),
@@ -166,10 +171,11 @@ class RowEncoder:
     ) -> tuple[list[str | None], list[int | None], Int64s, Int64s]:
         """Per row: overrides as JSON, its own seed, max_tokens, samples. Refuses rows with invalid ones."""
         num_rows = batch.num_rows
-        texts: list[str | None] = [None] * num_rows
+        text, most, count = self._resolve(())
+        texts: list[str | None] = [text] * num_rows
         seeds: list[int | None] = [None] * num_rows
-        max_tokens = np.full(num_rows, self._sampling.params.max_tokens, dtype=np.int64)
-        samples = np.full(num_rows, self._sampling.params.num_samples, dtype=np.int64)
+        max_tokens = np.full(num_rows, most, dtype=np.int64)
+        samples = np.full(num_rows, count, dtype=np.int64)
         refused: dict[int, tuple[str, str]] = {}
         names = self._columns.overrides
         columns = [batch[name].to_pylist() for name in names]
@@ -180,7 +186,7 @@ class RowEncoder:
                 given = gather_overrides(names, values)
                 seed = check_overrides({"seed": given.pop("seed", None)}).get("seed")
                 texts[i], max_tokens[i], samples[i] = self._resolve(freeze(given))
-                seeds[i] = seed
+                seeds[i] = seed if self._keeps_seeds else None
             except SamplingInvalid as error:
                 if i not in tokens.errors:
                     refused[i] = (INVALID, str(error))
@@ -188,7 +194,7 @@ class RowEncoder:
         return texts, seeds, max_tokens, samples
 
     def _resolve_uncached(self, given: Frozen) -> tuple[str | None, int, int]:
-        checked = check_overrides(thaw(given), self._encoder.vocab_size)
+        checked = check_overrides(thaw(given) | self._forced, self._encoder.vocab_size)
         params = self._sampling.overridden(checked).params
         return dump_overrides(checked), params.max_tokens, params.num_samples
 

@@ -55,6 +55,7 @@ class PlanTask:
     order: Order
     cut: CutLimits
     most_shards: int | None  # where the user has left the size of shards to us
+    only: Int64s | None = None  # places in the input of the rows to plan, ascending; None: all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +84,7 @@ class _Totals:
 def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
     """Raises InputInvalid when the input as a whole cannot be used; then there is no plan file."""
     total = task.inputs.num_rows if task.limit is None else min(task.limit, task.inputs.num_rows)
+    total = total if task.only is None else len(task.only)
     totals, shards = _Totals(), []
     with ExitStack() as stack:
         rows = stack.enter_context(_Ordered(task.rows.schema, task.order, task.scratch))
@@ -149,8 +151,14 @@ def _encoded(task: PlanTask) -> Iterator[pa.RecordBatch]:
         in_file = row - (int(ends[file_index - 1]) if file_index else 0)
         numbers = pa.array(np.arange(in_file, in_file + batch.num_rows)).cast(pa.string())
         default_ids = pc.binary_join_element_wise(f"{file_index:05d}", numbers, ":")
-        yield from task.rows.encode(batch, row, default_ids)
+        places = np.arange(row, row + batch.num_rows)
         row += batch.num_rows
+        if task.only is not None:
+            wanted_rows = np.isin(places, task.only)
+            places, mask = places[wanted_rows], pa.array(wanted_rows)
+            batch, default_ids = batch.filter(mask), default_ids.filter(mask)
+        if len(places):
+            yield from task.rows.encode(batch, places, default_ids)
         if left == 0:
             return
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from jobs import report
+from storage.parquet.generations import Generation
 from storage.parquet.publisher import Published, PublishJob, publish
 from storage.parquet.rows import LostRows, SealedFile
 from storage.records import Job, Shard
@@ -16,13 +17,18 @@ from storage.states import JobState, RowStatus, ShardState
 def publish_job(repository: Repository, job: Job, epoch: int, *, beat: Callable[[], None] = lambda: None) -> Published:
     """Publish what there is of a job without open shards. Raises FileDamaged."""
     assert job.plan is not None, f"job {job.id} ended without a plan"
-    shards = repository.shards(job.id)
+    out = Path(job.output_uri)
+    shards = [shard for shard in repository.shards(job.id) if shard.generation == job.generation]
+    base = job.published_generation
     return publish(
-        Path(job.output_uri),
+        out,
         PublishJob(
             name=job.name,
             epoch=epoch,
             plan_sha256=job.plan.sha256,
+            generation=job.generation,
+            plan=job.plan.path,
+            base=Generation.load(out, base, job.manifest_sha256) if 0 < base < job.generation else None,
             num_samples=int(job.spec.get("sampling", {}).get("n", 1)),
             footer=_footer(job),
             job_json={"job": int(job.id), "name": job.name, "input": job.input_uri, "spec": job.spec, "tags": job.tags},

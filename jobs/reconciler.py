@@ -30,9 +30,9 @@ from jobs.retry import decide
 from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
 from jobs.withdrawal import give_back
-from storage import failpoints, layout
+from storage import failpoints
 from storage.errors import DatabaseDown, Fenced, StorageError
-from storage.output import sweep
+from storage.output import sweep, work_folders
 from storage.records import Job, Shard
 from storage.repository import Repository
 from storage.states import JOB_FINAL
@@ -78,12 +78,12 @@ class Reconciler:
     def sweep_published(self) -> None:
         """Remove what a reconciler that died right after publishing could not. Raises DatabaseDown."""
         for job in self._repository.list_jobs(MANY_JOBS):
-            published = job.state in JOB_FINAL and job.manifest_sha256 is not None
-            if not published or not (Path(job.output_uri) / layout.INPROGRESS).exists():
+            out = Path(job.output_uri)
+            if job.state not in JOB_FINAL or not work_folders(out, job.published_generation):
                 continue
             owner = self._repository.find_job(output_uri=job.output_uri)
             if owner is not None and owner.id == job.id:  # else the directory is a newer job's
-                sweep(Path(job.output_uri))
+                sweep(out, job.published_generation)
 
     def tick(self) -> None:
         """Raises DatabaseDown, BrokerDown.
@@ -138,13 +138,14 @@ class Reconciler:
         epoch = self._repository.claim_job(job.id, self._owner, self._settings.lease_seconds)
         if epoch is None:
             return
+        job = self._repository.get_job(job.id)  # as it is now that nobody else may move it
         try:
             published = publish_job(self._repository, job, epoch, beat=self._renewal(job, epoch))
             failpoints.reach("publish.before_sql")
             ended = self._repository.complete_job(job.id, epoch, published.manifest_sha256, cause=published.cause)
             failpoints.reach("publish.after_sql")
             log.info("job_ended job=%d state=%s", job.id, ended.state)
-            sweep(Path(job.output_uri))
+            sweep(Path(job.output_uri), job.generation)
         except (Fenced, DatabaseDown) as error:
             log.warning("publishing stopped job=%d error=%s", job.id, error)
         except (StorageError, OSError, AssertionError) as error:

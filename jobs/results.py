@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from storage import layout
 from storage.errors import FileDamaged, NoSuchJob
+from storage.parquet.generations import listed_file
 from storage.records import Job
 from storage.states import RowStatus
 
@@ -45,7 +46,9 @@ class Results:
             raise NoSuchJob(f"{whose} and has published no results yet: {path} does not exist") from None
         except (OSError, ValueError) as error:
             raise FileDamaged(f"{whose}, but {path} cannot be read: {error}") from error
-        return cls(out, tuple(part["path"] for part in manifest["parts"]), errors_only, limit)
+        # While a newer generation is being put in place, what this one lists may have been put aside.
+        files = [listed_file(out, manifest.get("generation", 1), part["path"]) for part in manifest["parts"]]
+        return cls(out, tuple(str(file.relative_to(out)) for file in files), errors_only, limit)
 
     @property
     def table_columns(self) -> tuple[str, ...]:

@@ -183,10 +183,10 @@ class Attempt:
             yield suspected[part]
 
     def _make_recorder(self) -> Recorder:
-        settings = self.tools.settings
+        settings, plan = self.tools.settings, self._plan_path
         return Recorder(
             self.tools.repository,
-            SegmentWriter(self.out, self.shard.idx, self.shard.epoch, passed_schema(self._plan_path)),
+            SegmentWriter(self.out, self.shard.idx, self.shard.epoch, passed_schema(plan), plan.parents[1].name),
             self.shard.id,
             self.shard.epoch,
             out=self.out,

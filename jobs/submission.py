@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jobs.columns import Columns, choose_columns
@@ -12,7 +14,7 @@ from jobs.deadline import Deadline, parse_deadline
 from jobs.intake import RowEncoder
 from jobs.models import ResolvedModel, model_files, resolve_model
 from jobs.options import MOST_SHARDS, SHARD_ROWS, SHARD_TOKENS, SubmitOptions, changed_keys, derive_seed, hash_spec
-from jobs.planner import CutLimits
+from jobs.planner import CutLimits, Int64s
 from jobs.planning import PlanTask
 from jobs.prompts import PromptEncoder
 from jobs.sampling import SamplingInvalid, check_overrides
@@ -71,8 +73,8 @@ class Submission:
             tags=dict(options.tags),
         )
 
-    def plan_task(self, path: Path) -> PlanTask:
-        """What to plan into the file `path`; spill files go beside it."""
+    def plan_task(self, path: Path, key: str = layout.PLAN, only: Int64s | None = None) -> PlanTask:
+        """What to plan into the file `path`, `key` in SQL; spill files go beside it. `only`: these rows."""
         options, settings = self.options, self.settings
         # Half a batch target: smaller shards would be claimed and committed more often than they keep a batch full.
         min_rows = max(1, settings.max_sequences // 2)
@@ -81,7 +83,7 @@ class Submission:
             columns=self.columns,
             rows=self.rows,
             path=path,
-            key=layout.PLAN,
+            key=key,
             scratch=path.parent,
             limit=options.limit,
             order=options.order,
@@ -91,14 +93,18 @@ class Submission:
                 max_rows=max(options.shard_rows or SHARD_ROWS, min_rows),
             ),
             most_shards=None if options.shard_tokens or options.shard_rows else MOST_SHARDS,
+            only=only,
         )
 
 
-def check(options: SubmitOptions, settings: Settings, model_ref: ModelRef | None = None) -> Submission:
-    """Read footers, tokenizer and template, and decide what every column means; writes nothing.
-
-    `model_ref`: the model as SQL names it, if it does already. Raises InputInvalid, ModelUnknown.
-    """
+def check(
+    options: SubmitOptions,
+    settings: Settings,
+    model_ref: ModelRef | None = None,
+    forced: Mapping[str, Any] = MappingProxyType({}),
+) -> Submission:
+    """Read footers, tokenizer and template, and decide what every column means; writes nothing. `model_ref`: the model
+    as SQL names it, if it does already. `forced`: see `RowEncoder`. Raises InputInvalid, ModelUnknown."""
     inputs = open_input(options.inputs)
     columns = choose_columns(inputs.schema, options)
     if model_ref is None:
@@ -108,6 +114,7 @@ def check(options: SubmitOptions, settings: Settings, model_ref: ModelRef | None
     encoder = PromptEncoder.open(model.path)
     try:
         check_overrides(options.sampling.as_spec(), encoder.vocab_size)
+        check_overrides(forced, encoder.vocab_size)
     except SamplingInvalid as error:
         raise InputInvalid("invalid_option", f"the job's sampling options do not fit the model: {error}") from error
     spec = options.spec(model.ref.key) | {
@@ -124,6 +131,7 @@ def check(options: SubmitOptions, settings: Settings, model_ref: ModelRef | None
         system_prompt=options.system_prompt,
         raw_prompt=options.raw_prompt,
         on_too_long=options.on_too_long,
+        forced=forced,
     )
     return Submission(
         options=options,
@@ -139,11 +147,11 @@ def check(options: SubmitOptions, settings: Settings, model_ref: ModelRef | None
     )
 
 
-def submission_of(job: Job, settings: Settings) -> Submission:
+def submission_of(job: Job, settings: Settings, forced: Mapping[str, Any] = MappingProxyType({})) -> Submission:
     """The submission that a job was made from, out of its record alone. Raises InputInvalid, ModelUnknown."""
     frozen = dict(job.options)
     settings = settings.model_copy(update={WIDTH: frozen.pop(WIDTH)})
-    submission = check(SubmitOptions.thawed(frozen), settings, job.model)
+    submission = check(SubmitOptions.thawed(frozen), settings, job.model, forced)
     if submission.inputs.fingerprint != job.input_fingerprint:
         raise InputInvalid("changed", f"the input {job.input_uri} has changed since job {job.id} was submitted")
     if submission.spec_hash != job.spec_hash:

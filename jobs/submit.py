@@ -133,7 +133,7 @@ def _is_void(job: Job, out: Path, *, keyed: bool = False) -> bool:
     """
     if job.plan is None:
         return job.state in JOB_FINAL
-    if job.state is JobState.FAILED and not (job.rows_succeeded or job.rows_errored):
+    if job.state is JobState.FAILED and not (job.rows_succeeded or job.rows_errored or job.published_generation):
         return True  # it never began, so trying again is all that can be done with it
     if read_owner(out) is not None:
         return False

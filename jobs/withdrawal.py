@@ -25,6 +25,7 @@ def give_back(repository: Repository, job: Job) -> None:
     Can be repeated, also by another process at the same time: whoever fails a job may be stopped half-way in here.
     """
     holder = repository.find_job(output_uri=job.output_uri)
-    if holder is not None and holder.id == job.id and job.rows_succeeded + job.rows_errored == 0:
+    is_empty = job.rows_succeeded + job.rows_errored == 0 and not job.published_generation
+    if holder is not None and holder.id == job.id and is_empty:
         drop_output(Path(job.output_uri), Owner(run_key=job.run_key, spec_hash=job.spec_hash))
         repository.retire_job(job.id)

@@ -13,6 +13,8 @@ OUT/
   _inprogress/segments/shard-00042.e3-0007.parquet
   _inprogress/shards/shard-00042.e3.parquet
   _inprogress/publish.e2/              parts of the publisher with epoch 2, until they are moved into place
+  _inprogress-0002/                    the same for generation 2, whose plan holds the rows that run again
+  _meta/superseded/0001/data/...       what generation 1 lists and a newer one has replaced, until it is collected
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ README = "README.md"
 JOB_JSON = f"{META}/job.json"
 STATS_JSON = f"{META}/stats.json"
 OWNER = f"{META}/owner.json"
+SUPERSEDED = f"{META}/superseded"
 PLAN = f"{INPROGRESS}/plan/plan.parquet"
 SEGMENTS = f"{INPROGRESS}/segments"
 SHARDS = f"{INPROGRESS}/shards"
@@ -43,16 +46,35 @@ def manifest_generation(generation: int) -> str:
     return f"{META}/manifest-{generation:04d}.json"
 
 
-def segment(shard_idx: int, epoch: int, seq: int) -> str:
-    return f"{SEGMENTS}/shard-{shard_idx:05d}.e{epoch}-{seq:04d}.parquet"
+def superseded(generation: int) -> str:
+    """Where the files of `generation` are, under their own keys, that a newer one has replaced."""
+    return f"{SUPERSEDED}/{generation:04d}"
 
 
-def shard_file(shard_idx: int, epoch: int) -> str:
-    return f"{SHARDS}/shard-{shard_idx:05d}.e{epoch}.parquet"
+def work(generation: int) -> str:
+    """The folder of everything that only a running generation needs. Whoever sweeps an older one leaves it alone."""
+    return INPROGRESS if generation == 1 else f"{INPROGRESS}-{generation:04d}"
 
 
-def publish_folder(epoch: int) -> str:
-    return f"{INPROGRESS}/publish.e{epoch}"
+def work_of(key: str) -> str:
+    """The work folder that the plan, a segment or a shard file lies in."""
+    return PurePosixPath(key).parts[0]
+
+
+def plan(generation: int, name: str = "plan") -> str:
+    return f"{work(generation)}/plan/{name}.parquet"
+
+
+def segment(shard_idx: int, epoch: int, seq: int, work: str = INPROGRESS) -> str:
+    return f"{work}/segments/shard-{shard_idx:05d}.e{epoch}-{seq:04d}.parquet"
+
+
+def shard_file(shard_idx: int, epoch: int, work: str = INPROGRESS) -> str:
+    return f"{work}/shards/shard-{shard_idx:05d}.e{epoch}.parquet"
+
+
+def publish_folder(epoch: int, work: str = INPROGRESS) -> str:
+    return f"{work}/publish.e{epoch}"
 
 
 def is_safe_key(key: str) -> bool:

@@ -67,20 +67,26 @@ def drop_output(out: Path, owner: Owner) -> None:
     _remove_empty(out, out)
 
 
-def sweep(out: Path) -> None:
-    """Remove the plan, segments and shard files; only once SQL says that the job has ended. Can be repeated, also by
-    two processes at the same time."""
-    folder = out / layout.INPROGRESS
-    while folder.is_symlink() or folder.exists():
-        with suppress(FileNotFoundError):  # the other process was faster with this file: look again
-            if folder.is_symlink():
-                folder.unlink()
-            else:
-                shutil.rmtree(folder)
+def sweep(out: Path, generation: int = 1) -> None:
+    """Remove the plan, segments and shard files of the generations up to this one; only once SQL says that they have
+    ended. Can be repeated, also by two processes at the same time; what a newer generation works on stays."""
+    for folder in work_folders(out, generation):
+        while folder.is_symlink() or folder.exists():
+            with suppress(FileNotFoundError):  # the other process was faster with this file: look again
+                if folder.is_symlink():
+                    folder.unlink()
+                else:
+                    shutil.rmtree(folder)
     for place in (out, out / layout.META):
         remove_temporaries(place)
     with suppress(FileNotFoundError):
         sync_folder(out)
+
+
+def work_folders(out: Path, generation: int) -> list[Path]:
+    """The folders that exist of running or interrupted generations up to this one."""
+    folders = [out / layout.work(number) for number in range(1, generation + 1)]
+    return [folder for folder in folders if folder.is_symlink() or folder.exists()]
 
 
 def _is_ours(out: Path, owner: Owner) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NewType
@@ -67,6 +68,16 @@ class NewShard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NewGeneration:
+    """Rows of a published job that are to run again. The shards' `idx` are row groups of this plan."""
+
+    number: int
+    plan: PlanRecord
+    shards: tuple[NewShard, ...]
+    kept: Mapping[str, int]  # results by status that the published generation hands on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     id: JobId
     run_key: str
@@ -97,6 +108,8 @@ class Job:
     deadline: datetime | None = None
     max_error_rate: float | None = None
     tags: dict[str, str] = field(default_factory=dict)
+    generation: int = 1  # of its output that is being made, or was made last
+    published_generation: int = 0  # the newest that is published; 0: none
 
     @property
     def rows_done(self) -> int:
@@ -126,6 +139,7 @@ class Shard:
     failures: int = 0
     parent_id: ShardId | None = None
     plan_idx: int | None = None  # None: idx
+    generation: int = 1  # of the job's output
 
     @property
     def row_group(self) -> int:

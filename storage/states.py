@@ -3,7 +3,7 @@
 Job:    validating -> queued -> in_progress -> finalizing -> completed
         any open state -> cancelling -> cancelled,  expiring -> expired (deadline),
         failing -> failed (too many errors, or its workers died too often); any open state -> failed, without publishing
-        queued, in_progress <-> paused
+        queued, in_progress <-> paused;  any end with published results -> queued (rows run again, a new generation)
 Shard:  ready -> queued -> running -> done
         running -> ready (released, or its lease expired) | dead (its attempts failed too often);  any open -> cancelled
         ready -> split | dead  (its worker died while it ran alone: fewer rows are suspected now, or one)

@@ -43,6 +43,10 @@ def _count(name: str) -> Column[int]:
     return Column(name, BigInteger, nullable=False, server_default=text("0"))
 
 
+def _generation(name: str, first: int) -> Column[int]:
+    return Column(name, Integer, nullable=False, server_default=text(str(first)))
+
+
 def _seconds(name: str) -> Column[float]:
     return Column(name, Double, nullable=False, server_default=text("0"))
 
@@ -82,11 +86,18 @@ jobs = Table(
     _count("rows_errored"),
     _count("rows_expired"),
     _count("rows_canceled"),
+    # of these, what the generation before the present one hands on
+    _count("kept_succeeded"),
+    _count("kept_errored"),
+    _count("kept_expired"),
+    _count("kept_canceled"),
     _count("shards_total"),
     _count("shards_done"),
     _count("crashes"),  # deaths of workers that ran shards of it, each counted once
     Column("error", String),
-    Column("manifest_sha256", String),
+    _generation("generation", 1),  # of the output that is being made, or was made last
+    _generation("published_generation", 0),  # the newest that is published; 0: none
+    Column("manifest_sha256", String),  # of that one
     # the right to plan or publish
     _count("epoch"),
     Column("lease_owner", String),
@@ -120,6 +131,7 @@ shards = Table(
     _count("cost_tokens"),
     Column("parent_id", ForeignKey("shards.id")),  # of which it has some of the rows that were not sealed
     Column("plan_idx", Integer),  # row group of the plan that holds its rows; null: idx
+    _generation("generation", 1),  # of the job's output
     Column("state", String, nullable=False),
     _count("epoch"),
     Column("lease_owner", String),

@@ -18,6 +18,7 @@ from storage.states import JOB_FINAL, JobState
 if TYPE_CHECKING:
     from jobs.options import SubmitOptions
     from jobs.place import Place
+    from jobs.retrying import Choice
     from jobs.submit import Submitted
     from storage.records import Job
     from storage.repository import Repository
@@ -47,6 +48,24 @@ def run(options: SubmitOptions, place: Place, *, waits: bool, timeout: float | N
         if job.state in JOB_FINAL or not (waits or place.settings.embedded):
             return _end(job) if job.state in JOB_FINAL else Exit.DONE
         return _end(_wait(place, repository, job, timeout))
+
+
+def run_again(job_id: int, choice: Choice, place: Place, *, waits: bool, timeout: float | None) -> Exit:
+    """Queue rows of a published job again, and wait for the end as after a submit. The exit code."""
+    with place.repository() as repository:
+        with _one_interrupt("nothing runs again"), planning_bar() as show:
+            retried = client.retry(job_id, choice, place, repository, show)
+        job = retried.job
+        if retried.plan is None:
+            terminal.say(f"no row of job {job.id} matches; nothing runs again")
+            return Exit.DONE
+        for line in report.plan_lines(retried.plan):
+            terminal.say(line)
+        terminal.say(f"job {job.id}: {retried.plan.record.num_rows:,} rows run again for generation {job.generation}")
+        if not place.settings.embedded:
+            for line in client.missing(place, repository, job, repository.shards(job.id)):
+                terminal.say(line)
+        return _end(_wait(place, repository, job, timeout)) if waits or place.settings.embedded else Exit.DONE
 
 
 def _wait(place: Place, repository: Repository, job: Job, timeout: float | None) -> Job:

@@ -10,6 +10,7 @@ from typing import Any
 
 from storage import layout
 from storage.durable import create_exclusive, inside, sha256_bytes, sha256_file, write_atomic
+from storage.errors import Fenced
 from storage.parquet.parts import Part
 from storage.parquet.schema import SCHEMA_VERSION
 
@@ -53,6 +54,7 @@ rows = load_dataset("parquet", data_files="data/*.parquet", split="train")
 | `manifest.json` | the files that count, with rows and sha256 |
 | `_meta/metrics/` | what each row cost, by the same key (`row_index`, `sample_index`) |
 | `_meta/errors/` | input rows that failed, if any, with the reason; can be submitted again |
+| `_meta/manifest-*.json`, `_meta/superseded/` | older generations of the data, if rows were run again |
 | `_meta/job.json`, `_meta/stats.json` | what was asked for, and what it took |
 """
 
@@ -101,12 +103,24 @@ def write_manifest(out: Path, generation: int, content: bytes) -> str:
     """Publish: keep the generation, then point `manifest.json` to it. The sha256.
 
     A generation that exists with other content was never pointed to (see `intact_manifest`), so it is replaced.
+    Raises Fenced when a newer one is there: this publisher slept.
     """
+    newest = newest_generation(out)
+    if newest > generation:
+        raise Fenced(f"{out} holds generation {newest} already; generation {generation} was published before")
     kept = out / layout.manifest_generation(generation)
     if not create_exclusive(kept, content) and kept.read_bytes() != content:
         write_atomic(kept, content)
     write_atomic(out / layout.MANIFEST, content)
     return sha256_bytes(content)
+
+
+def newest_generation(out: Path) -> int:
+    """The generation that `manifest.json` is; 0 when there is none that can be read."""
+    try:
+        return int(json.loads((out / layout.MANIFEST).read_bytes())["generation"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
 
 
 def intact_manifest(out: Path, generation: int, plan_sha256: str) -> dict[str, Any] | None:

@@ -7,12 +7,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from storage.durable import sha256_file
 from storage.errors import FileDamaged
 from storage.parquet.schema import PASS, plan_schema
-from storage.parquet.sealed import SealedWriter, open_sealed
+from storage.parquet.sealed import SealedWriter, open_sealed, read_sealed
 
 
 class PlanWriter:
@@ -74,6 +76,12 @@ def shard_rows(plan_path: Path) -> list[int]:
     """The number of rows of every shard."""
     with open_sealed(plan_path) as file:
         return [file.metadata.row_group(idx).num_rows for idx in range(file.num_row_groups)]
+
+
+def plan_indices(plan_path: Path) -> npt.NDArray[np.int64]:
+    """The row_index of every row of the plan, ascending."""
+    batches = read_sealed(plan_path, columns=["row_index"])
+    return np.sort(np.concatenate([np.empty(0, np.int64), *(batch["row_index"].to_numpy() for batch in batches)]))
 
 
 def passed_schema(plan_path: Path) -> pa.Schema:

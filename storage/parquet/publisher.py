@@ -3,7 +3,8 @@
     shard files, lost rows of the plan -> external sort -> one row per key -> parts under _inprogress
     -> data/, _meta/ -> _meta/manifest-0001.json -> manifest.json
 
-Repeating it after a crash at any point gives the same bytes.
+Repeating it after a crash at any point gives the same bytes. A later generation is the one before it (its base) with
+the rows of its own plan replaced: all rows stream through once more and are cut into the parts that there are.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ import pyarrow as pa
 from storage import failpoints, layout
 from storage.durable import inside, make_folder, move, sha256_bytes, sha256_file, sync_folder, write_atomic
 from storage.errors import FileDamaged
+from storage.parquet.generations import Generation
 from storage.parquet.lost import lost_batches
 from storage.parquet.manifest import ErrorCount, intact_manifest, manifest_bytes, readme_bytes, write_manifest
 from storage.parquet.parts import ROW_GROUP_BYTES, OutputWriter, Part, cut_row_groups
-from storage.parquet.plan import passed_schema, shard_rows, verify_plan
+from storage.parquet.plan import passed_schema, plan_indices, shard_rows, verify_plan
 from storage.parquet.rows import LostRows, SealedFile
 from storage.parquet.schema import KEY, SCHEMA_VERSION, complete, decode, result_schema
 from storage.parquet.sealed import open_sealed, read_sealed
-from storage.parquet.sorting import ExternalSorter, drop_repeats
+from storage.parquet.sorting import ExternalSorter, drop_repeats, merge_sorted, split_at
 
 
 class ShardDamaged(FileDamaged):
@@ -48,6 +50,8 @@ class PublishJob:
     plan_sha256: str
     num_samples: int = 1  # the job's default, for lost rows
     generation: int = 1
+    plan: str = layout.PLAN  # relative to OUT; what only this generation needs is in the same work folder
+    base: Generation | None = None  # the generation of which the rows of the plan are replaced
     footer: Mapping[str, str] = field(default_factory=dict)  # model, model_revision, sampling defaults, engine version
     job_json: Mapping[str, Any] = field(default_factory=dict)
     stats_json: Mapping[str, Any] = field(default_factory=dict)
@@ -77,26 +81,28 @@ def publish(
 
     `files`: the file of each done shard, and the sealed segments of shards that never got so far. `lost`: the plan
     rows of the latter; a lost row that has a result in `files` keeps that result. `beat` is called after each row
-    group and once before the first part becomes visible; it renews the lease, and what it raises ends the attempt.
-    Raises FileDamaged (ShardDamaged for a shard's file).
+    group, before the first part becomes visible and before the manifest does; it renews the lease, and what it raises
+    ends the attempt. Raises FileDamaged (ShardDamaged for a shard's file).
     """
     published = intact_manifest(out, job.generation, job.plan_sha256)
     if published is not None:
         return _as_published(published, sha256_file(out / layout.MANIFEST))
-    plan = out / layout.PLAN
+    plan = inside(out, job.plan)
     verify_plan(plan, job.plan_sha256)
+    if job.base is not None:
+        job.base.verify()
     sealed = sorted(files, key=lambda file: file.key)
     for file in sealed:
         _verify(out, file)
         beat()
-    staging = inside(out, layout.publish_folder(job.epoch))
+    staging = inside(out, layout.publish_folder(job.epoch, layout.work_of(job.plan)))
     shutil.rmtree(staging, ignore_errors=True)
     make_folder(staging)
     writer = OutputWriter(staging, passed_schema(plan), {"schema_version": str(SCHEMA_VERSION), **job.footer})
     try:
         _write_parts(out, job, sealed, lost, writer, beat)
         beat()
-        return _install(out, job, staging, writer)
+        return _install(out, job, staging, writer, beat)
     finally:
         writer.discard()
         shutil.rmtree(staging, ignore_errors=True)
@@ -110,26 +116,43 @@ def _write_parts(
     writer: OutputWriter,
     beat: Callable[[], None],
 ) -> None:
-    plan = out / layout.PLAN
+    plan, base = out / job.plan, job.base
     schema = pa.schema([decode(column) for column in result_schema(passed_schema(plan))])
-    with ExternalSorter(schema, KEY, out / layout.INPROGRESS, memory_bytes=job.memory_bytes) as sorter:
+    with ExternalSorter(schema, KEY, out / layout.work_of(job.plan), memory_bytes=job.memory_bytes) as sorter:
         for file in sealed:
             for batch in read_sealed(inside(out, file.key)):
                 sorter.add(complete(batch, schema))
             beat()
         for batch in lost_batches(plan, lost, schema, job.num_samples):  # behind the files: the first of a key stays
             sorter.add(batch)
-        rows = check_complete(drop_repeats(sorter.sorted(), KEY), sum(shard_rows(plan)))
-        size = 0
-        for table, table_bytes in cut_row_groups(rows, job.row_group_bytes):
-            writer.write(table)
-            size += table_bytes
-            if size >= job.part_bytes:
-                writer.close_part()
-                pa.default_memory_pool().release_unused()
-                size = 0
-            beat()
-        writer.close_part()
+        rows = drop_repeats(sorter.sorted(), KEY)
+        if base is None:
+            rows = check_complete(rows, sum(shard_rows(plan)))
+            _write_rows(writer, rows, job, job.part_bytes, beat)
+            return
+        rows = merge_sorted([rows, base.rows(schema, without=plan_indices(plan))], KEY)
+        for piece in split_at(check_complete(rows, base.num_rows), KEY, base.starts()):
+            _write_rows(writer, piece, job, None, beat)
+
+
+def _write_rows(
+    writer: OutputWriter,
+    rows: Iterable[pa.RecordBatch],
+    job: PublishJob,
+    part_bytes: int | None,
+    beat: Callable[[], None],
+) -> None:
+    """As parts of so many bytes, or as one."""
+    size = 0
+    for table, table_bytes in cut_row_groups(rows, job.row_group_bytes):
+        writer.write(table)
+        size += table_bytes
+        if part_bytes is not None and size >= part_bytes:
+            writer.close_part()
+            pa.default_memory_pool().release_unused()
+            size = 0
+        beat()
+    writer.close_part()
 
 
 def check_complete(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator[pa.RecordBatch]:
@@ -163,7 +186,7 @@ def _verify(out: Path, file: SealedFile) -> None:
         raise ShardDamaged(idx, f"{path} has {rows} rows, not the recorded {file.rows}: {again}")
 
 
-def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter) -> Published:
+def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter, beat: Callable[[], None]) -> Published:
     """Move the parts into place and make them count."""
     parts: dict[str, list[Part]] = {
         "data": writer.data.parts,
@@ -171,6 +194,8 @@ def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter) ->
         "errors": writer.errors.parts,
     }
     failpoints.reach("publish.before_parts")
+    if job.base is not None:
+        job.base.put_aside([part for kind in parts.values() for part in kind])
     for kind, folder in (("data", layout.DATA), ("metrics", layout.METRICS), ("errors", layout.ERRORS)):
         _install_folder(out, staging, folder, [part.path for part in parts[kind]])
     failpoints.reach("publish.after_parts")
@@ -189,6 +214,7 @@ def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter) ->
         parts=parts,
     )
     failpoints.reach("publish.before_manifest")
+    beat()
     write_manifest(out, job.generation, content)
     failpoints.reach("publish.after_manifest")
     return _as_published(json.loads(content), sha256_bytes(content))

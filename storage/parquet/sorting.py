@@ -14,6 +14,8 @@ import shutil
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -67,6 +69,34 @@ def drop_repeats(batches: Iterable[pa.RecordBatch], keys: Sequence[str]) -> Iter
         kept = batch.filter(pa.array(~mask)) if mask.any() else batch
         if kept.num_rows:
             yield kept
+
+
+def split_at(
+    batches: Iterable[pa.RecordBatch], keys: Sequence[str], bounds: Sequence[Key]
+) -> Iterator[Iterator[pa.RecordBatch]]:
+    """A sorted stream in pieces: a new one begins with the first row that is not below the next bound. A piece without
+    rows is left out; each must be used up before the next."""
+    for _, piece in groupby(_numbered(batches, keys, bounds), key=itemgetter(0)):
+        yield (batch for _, batch in piece)
+
+
+def _numbered(
+    batches: Iterable[pa.RecordBatch], keys: Sequence[str], bounds: Sequence[Key]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    number = 0
+    for batch in batches:
+        start = 0
+        while number < len(bounds):
+            rows = range(start, batch.num_rows)
+            count = bisect_left(rows, bounds[number], key=lambda row, of=batch: _key_at(of, keys, row))  # type: ignore[misc]
+            if count:
+                yield number, batch.slice(start, count)
+            start += count
+            if start == batch.num_rows:
+                break
+            number += 1
+        if start < batch.num_rows:
+            yield number, batch.slice(start)
 
 
 class ExternalSorter:

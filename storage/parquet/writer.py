@@ -22,8 +22,9 @@ ROW_GROUP_ROWS = 4096
 class SegmentWriter:
     """Collects the finished rows of one attempt; each `seal` makes the pending ones durable as the next segment."""
 
-    def __init__(self, out: Path, shard_idx: int, epoch: int, passed: pa.Schema) -> None:
+    def __init__(self, out: Path, shard_idx: int, epoch: int, passed: pa.Schema, work: str = layout.INPROGRESS) -> None:
         self._out = out
+        self._work = work
         self._shard_idx = shard_idx
         self._epoch = epoch
         self._schema = result_schema(passed)
@@ -43,7 +44,7 @@ class SegmentWriter:
         """Write the pending rows as one durable file; None if there are none. They stay pending if that fails."""
         if not self._rows:
             return None
-        key = layout.segment(self._shard_idx, self._epoch, self._next_seq)
+        key = layout.segment(self._shard_idx, self._epoch, self._next_seq, self._work)
         with SealedWriter(inside(self._out, key), self._schema, statistics=False) as file:
             file.write(self._table())
             failpoints.reach("segment.before_fsync")
@@ -83,10 +84,11 @@ def write_shard(out: Path, shard_idx: int, epoch: int, segment_keys: Sequence[st
     with open_sealed(inside(out, segment_keys[0])) as first:
         schema = result_fields(first.schema_arrow)
     plain = pa.schema([decode(field) for field in schema])
-    key = layout.shard_file(shard_idx, epoch)
+    work = layout.work_of(segment_keys[0])
+    key = layout.shard_file(shard_idx, epoch, work)
     counts: Counter[str] = Counter()
     with (
-        ExternalSorter(plain, KEY, out / layout.INPROGRESS) as sorter,
+        ExternalSorter(plain, KEY, out / work) as sorter,
         SealedWriter(inside(out, key), schema, statistics=False) as file,
     ):
         for segment in segment_keys:

@@ -241,8 +241,8 @@ class Repository(Steering, SuspectMoves, WorkerMoves):
         return expired
 
     def dead_rows(self, job_id: JobId) -> list[tuple[int, int, str]]:
-        """(row_lo, row_hi, reason) in plan order of shards that were given up. Rows of theirs that a recorded segment
-        holds have ended as that segment says; the others are errored."""
+        """(row_lo, row_hi, reason) in plan order of the present generation's shards that were given up. Rows of theirs
+        that a recorded segment holds have ended as that segment says; the others are errored."""
         with self._db.read() as conn:
             return shards.buried(conn, job_id)
 

@@ -25,34 +25,39 @@ def check(conn: Connection) -> None:
 
 
 def _row_counts(conn: Connection) -> Iterator[str]:
-    """Counts of a job = a recount over its segments and dead rows; the rest of an ended job is canceled or expired."""
+    """Counts of a job = what it keeps of the generation before + a recount over segments and dead rows of the present
+    one; the rest of an ended job is canceled or expired."""
     statuses = [status.value for status in RowStatus]
     sealed = {
         row.job_id: row
         for row in conn.execute(
             select(shards.c.job_id, *(func.sum(shard_segments.c[status]).label(status) for status in statuses))
             .join(shards, shards.c.id == shard_segments.c.shard_id)
+            .join(jobs, and_(jobs.c.id == shards.c.job_id, jobs.c.generation == shards.c.generation))
             .group_by(shards.c.job_id)
         )
     }
     dead: dict[int, int] = {
         row.job_id: int(row.num)
         for row in conn.execute(
-            select(dead_rows.c.job_id, func.sum(dead_rows.c.num_outputs).label("num")).group_by(dead_rows.c.job_id)
+            select(dead_rows.c.job_id, func.sum(dead_rows.c.num_outputs).label("num"))
+            .join(shards, shards.c.id == dead_rows.c.shard_id)
+            .join(jobs, and_(jobs.c.id == shards.c.job_id, jobs.c.generation == shards.c.generation))
+            .group_by(dead_rows.c.job_id)
         )
     }
     for job in conn.execute(select(jobs, rows_left.label("rows_left"))):
         found = sealed.get(job.id)
         for status in statuses:
             counted = job._mapping[f"rows_{status}"]
-            recount = 0 if found is None else int(found._mapping[status])
+            recount = job._mapping[f"kept_{status}"] + (0 if found is None else int(found._mapping[status]))
             recount += dead.get(job.id, 0) if status == RowStatus.ERRORED else 0
             if job.state in JOB_FINAL and status == _rest_of(job.state):
                 ok = counted >= recount
             else:
                 ok = counted == recount
             if not ok:
-                yield f"job {job.id} counts {counted} rows {status}, its segments {recount}"
+                yield f"job {job.id} counts {counted} rows {status}, a recount gives {recount}"
         if job.state in JOB_FINAL and job.rows_left:
             yield f"job {job.id} is {job.state} with {job.rows_left} rows that have not ended"
 

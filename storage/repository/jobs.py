@@ -234,7 +234,9 @@ def fenced(conn: Connection, job_id: JobId, epoch: int, wish: str) -> Fenced:
 def end(
     conn: Connection, job_id: JobId, state: JobState, *, error: str | None = None, manifest_sha256: str | None = None
 ) -> Job:
-    """Rows that have not ended become canceled or expired, so that the counts of an ended job add up."""
+    """Rows that have not ended become canceled or expired, so that the counts of an ended job add up. With a manifest
+    the present generation is the published one; without, the one before it stays."""
+    published = {"manifest_sha256": manifest_sha256, "published_generation": jobs.c.generation}
     left = jobs.c.rows_expired if state == JobState.EXPIRED else jobs.c.rows_canceled
     row = conn.execute(
         update(jobs)
@@ -242,10 +244,10 @@ def end(
         .values(
             state=state,
             error=error,
-            manifest_sha256=manifest_sha256,
             finished_at=now(),
             lease_owner=None,
             lease_until=0,
+            **(published if manifest_sha256 is not None else {}),
             **{left.name: left + rows_left},
         )
         .returning(jobs)

@@ -27,7 +27,7 @@ def queue(conn: Connection, job_id: JobId, epoch: int, plan: PlanRecord, new: It
         raise fenced(conn, job_id, epoch, "store its plan")
 
     num_shards = num_rows = num_outputs = 0
-    for batch in _batches(_shard_values(job_id, new), _INSERT_SHARDS):
+    for batch in _batches(shard_values(job_id, new), _INSERT_SHARDS):
         conn.execute(insert(shards), batch)
         num_shards += len(batch)
         num_rows += sum(shard["row_hi"] - shard["row_lo"] for shard in batch)
@@ -57,7 +57,7 @@ def queue(conn: Connection, job_id: JobId, epoch: int, plan: PlanRecord, new: It
     return as_job(row)
 
 
-def _shard_values(job_id: JobId, new: Iterable[NewShard]) -> Iterator[dict[str, Any]]:
+def shard_values(job_id: JobId, new: Iterable[NewShard]) -> Iterator[dict[str, Any]]:
     for shard in new:
         num_outputs = shard.row_hi - shard.row_lo if shard.num_outputs is None else shard.num_outputs
         yield asdict(shard) | {"num_outputs": num_outputs, "job_id": job_id, "state": ShardState.READY}

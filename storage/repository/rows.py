@@ -42,6 +42,8 @@ def as_job(row: Row[Any]) -> Job:
         deadline=_as_time_or_none(row.deadline_at),
         max_error_rate=row.max_error_rate,
         tags=row.tags,
+        generation=row.generation,
+        published_generation=row.published_generation,
     )
 
 
@@ -72,6 +74,7 @@ def as_shard(row: Row[Any]) -> Shard:
         failures=row.failures,
         parent_id=None if row.parent_id is None else ShardId(row.parent_id),
         plan_idx=row.plan_idx,
+        generation=row.generation,
     )
 
 

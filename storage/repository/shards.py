@@ -27,7 +27,9 @@ _JOB_RUNS = exists().where(jobs.c.id == shards.c.job_id, jobs.c.state.in_(JOB_RU
 
 
 def of_job(conn: Connection, job_id: JobId) -> list[Shard]:
-    rows = conn.execute(select(shards).where(shards.c.job_id == job_id).order_by(shards.c.row_lo, shards.c.id))
+    rows = conn.execute(
+        select(shards).where(shards.c.job_id == job_id).order_by(shards.c.generation, shards.c.row_lo, shards.c.id)
+    )
     return [as_shard(row) for row in rows]
 
 
@@ -222,7 +224,13 @@ def bury(conn: Connection, shard: Row[Any], reason: str, detail: str) -> None:
 
 
 def buried(conn: Connection, job_id: JobId) -> list[tuple[int, int, str]]:
-    rows = conn.execute(select(dead_rows).where(dead_rows.c.job_id == job_id).order_by(dead_rows.c.row_lo))
+    rows = conn.execute(
+        select(dead_rows)
+        .join(shards, shards.c.id == dead_rows.c.shard_id)
+        .join(jobs, jobs.c.id == shards.c.job_id)
+        .where(jobs.c.id == job_id, shards.c.generation == jobs.c.generation)
+        .order_by(dead_rows.c.row_lo)
+    )
     return [(row.row_lo, row.row_hi, row.reason) for row in rows]
 
 

@@ -55,6 +55,7 @@ def split(conn: Connection, shard_id: ShardId, epoch: int, pieces: Sequence[Piec
                 cost_tokens=parent.cost_tokens * piece.num_outputs // parent.num_outputs,
                 parent_id=shard_id,
                 plan_idx=parent.row_group,
+                generation=parent.generation,
                 priority=row.priority,
                 state=ShardState.READY,
             )

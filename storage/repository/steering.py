@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 
 from storage.database import Database
-from storage.records import Job, JobId
-from storage.repository import control, jobs
+from storage.records import Job, JobId, NewGeneration
+from storage.repository import control, jobs, retries
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +40,15 @@ class Steering:
         with self._db.write() as conn:
             job = control.resume(conn, job_id)
         _log.info("job_resumed job=%d", job_id)
+        return job
+
+    def retry_job(self, job_id: JobId, new: NewGeneration) -> Job:
+        """completed, failed, cancelled or expired, with a published generation -> queued: some of its rows run again
+        for the next one. Its counts begin with those that are kept. Raises NoSuchJob, JobConflict when the job is open
+        or somebody else has made this generation."""
+        with self._db.write() as conn:
+            job = retries.retry(conn, job_id, new)
+        _log.info("job_retried job=%d generation=%d shards=%d", job_id, new.number, len(new.shards))
         return job
 
     def request_cancel(self, job_id: JobId, *, at_once: bool = False) -> Job:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -25,7 +26,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> PromptEncoder:
     return PromptEncoder.open(make_model(tmp_path_factory.mktemp("model"), context=CONTEXT))
 
 
-def encode(encoder: PromptEncoder, columns: dict[str, Any], **options: Any) -> list[dict[str, Any]]:
+def encode(
+    encoder: PromptEncoder, columns: dict[str, Any], forced: dict[str, Any] | None = None, **options: Any
+) -> list[dict[str, Any]]:
     """The plan rows of one batch; `tokens` as text without special tokens, `ids` as numbers."""
     batch = pa.RecordBatch.from_pydict(columns)
     chosen = SubmitOptions(inputs=("in",), output=Path("out"), model="m", **options)
@@ -37,9 +40,10 @@ def encode(encoder: PromptEncoder, columns: dict[str, Any], **options: Any) -> l
         system_prompt=chosen.system_prompt,
         raw_prompt=chosen.raw_prompt,
         on_too_long=chosen.on_too_long,
+        forced=forced or {},
     )
     names = pa.array([f"row{i}" for i in range(batch.num_rows)])
-    table = pa.Table.from_batches(rows.encode(batch, 100, names), schema=rows.schema)
+    table = pa.Table.from_batches(rows.encode(batch, np.arange(100, 100 + batch.num_rows), names), schema=rows.schema)
     found: list[dict[str, Any]] = table.to_pylist()
     for row in found:
         values, _ = binary_to_tokens(pa.array([row[TOKENS_KEY]], pa.binary()))
@@ -179,3 +183,20 @@ def test_messages_need_a_chat_template(tmp_path: Path) -> None:
     with pytest.raises(InputInvalid, match="chat template"):
         encode(plain, {"messages": ["[]"]})
     assert encode(plain, {"prompt": ["hé"]})[0]["tokens"] == "hé"
+
+
+def test_forced_options_count_more_than_those_of_a_row_and_mend_them(encoder: PromptEncoder) -> None:
+    columns = {"prompt": ["a", "b", "c"], "max_tokens": [5, None, -1], "top_k": [3, None, None], "seed": [9, 9, None]}
+
+    longer = encode(encoder, columns, forced={"max_tokens": 7})
+    reseeded = encode(encoder, columns, forced={"max_tokens": 7, "seed": 1})
+
+    assert [row["sampling"] for row in longer] == [
+        '{"max_tokens": 7, "top_k": 3}',
+        '{"max_tokens": 7}',
+        '{"max_tokens": 7}',
+    ]
+    assert errors(longer) == [None, None, None]
+    assert {row["decode_tokens"] for row in longer} == {7}
+    assert [row["seed"] == 9 for row in longer] == [True, True, False]
+    assert len({row["seed"] for row in reseeded} - {9}) == 3

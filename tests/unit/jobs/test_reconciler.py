@@ -44,7 +44,10 @@ class FakeSql:
         return []
 
     def advance_jobs(self) -> list[SimpleNamespace]:
-        return [SimpleNamespace(id=7, output_uri="/nowhere")]
+        return [SimpleNamespace(id=7, output_uri="/nowhere", generation=1)]
+
+    def get_job(self, job_id: int) -> SimpleNamespace:
+        return self.advance_jobs()[0]
 
     def claim_job(self, job_id: int, owner: str, lease_seconds: float) -> int | None:
         return self.epoch if self.free else None
@@ -88,7 +91,7 @@ def published(monkeypatch: pytest.MonkeyPatch) -> list[object]:
         return SimpleNamespace(manifest_sha256="sha", cause="context_length (too long)")
 
     monkeypatch.setattr(module, "publish_job", publish)
-    monkeypatch.setattr(module, "sweep", lambda out: outcome.append("swept"))
+    monkeypatch.setattr(module, "sweep", lambda out, generation: outcome.append("swept"))
     return outcome
 
 
@@ -176,19 +179,19 @@ def test_a_reconciler_that_slept_while_another_published_and_swept_goes_on(publi
 
 
 @pytest.mark.parametrize(
-    ("state", "manifest", "owner", "swept"),
+    ("state", "generation", "owner", "swept"),
     [
-        ("completed", "3a9", 7, True),
-        ("completed", "3a9", 8, False),  # retired: the directory is a newer job's
-        ("failed", None, 7, False),  # never published: its rows are not in data/
-        ("finalizing", "3a9", 7, False),
+        ("completed", 1, 7, True),
+        ("completed", 1, 8, False),  # retired: the directory is a newer job's
+        ("failed", 0, 7, False),  # never published: its rows are not in data/
+        ("finalizing", 1, 7, False),
     ],
 )
 def test_a_start_sweeps_what_was_published_and_not_swept(
-    published: list[object], tmp_path: Path, state: str, manifest: str | None, owner: int, swept: bool
+    published: list[object], tmp_path: Path, state: str, generation: int, owner: int, swept: bool
 ) -> None:
     (tmp_path / layout.INPROGRESS).mkdir()
-    job = SimpleNamespace(id=7, state=JobState(state), manifest_sha256=manifest, output_uri=str(tmp_path))
+    job = SimpleNamespace(id=7, state=JobState(state), published_generation=generation, output_uri=str(tmp_path))
     sql = FakeSql(jobs=[job], owner=SimpleNamespace(id=owner))
 
     reconciler(sql, FakeDispatcher()).sweep_published()

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs.results import Results, shorten
+from storage import layout
 from storage.errors import FileDamaged, NoSuchJob
 
 
@@ -31,6 +32,15 @@ def row_indices(results: Results) -> list[int]:
 
 
 def test_only_listed_parts_are_read_in_their_order(out: Path) -> None:
+    assert row_indices(Results.at(out, "job 1")) == [0, 1, 2, 3]
+
+
+def test_a_part_that_was_put_aside_for_a_newer_generation_is_read_from_there(out: Path) -> None:
+    aside = out / layout.superseded(1) / "data/part-00000.parquet"
+    aside.parent.mkdir(parents=True)
+    (out / "data/part-00000.parquet").replace(aside)
+    (out / "data/part-00002.parquet").replace(out / "data/part-00000.parquet")  # the newer one
+
     assert row_indices(Results.at(out, "job 1")) == [0, 1, 2, 3]
 
 

@@ -27,6 +27,7 @@ class SampleJob:
     order: tuple[int, ...]
     shard_rows: int
     plan_sha256: str
+    generation: int = 1
 
     @property
     def shards(self) -> list[tuple[int, ...]]:
@@ -34,29 +35,32 @@ class SampleJob:
 
     def publish_job(self, **changes: Any) -> PublishJob:
         footer = {"model": "tiny", "model_revision": "1"}
-        return PublishJob(
-            **{"name": "sample", "epoch": 1, "plan_sha256": self.plan_sha256, "footer": footer, **changes}
-        )
+        own = {"generation": self.generation, "plan": layout.plan(self.generation), "plan_sha256": self.plan_sha256}
+        return PublishJob(**{"name": "sample", "epoch": 1, "footer": footer, **own, **changes})
 
-    def run_shard(self, idx: int, epoch: int = 1, segment_rows: int = 3) -> SealedFile:
+    def again(self, indices: Sequence[int], generation: int = 2, shard_rows: int = 3) -> SampleJob:
+        """The plan of a generation in which these rows run again."""
+        return make_job(self.out, indices, shard_rows, generation)
+
+    def run_shard(self, idx: int, epoch: int = 1, segment_rows: int = 3, **changes: Any) -> SealedFile:
         """Write the file of one shard, its segments in the order in which rows end: backwards."""
-        rows = [result_row(index) for index in reversed(self.shards[idx])]
-        segments = write_segments(self.out, idx, epoch, rows, segment_rows)
+        rows = [result_row(index, **changes) for index in reversed(self.shards[idx])]
+        segments = write_segments(self.out, idx, epoch, rows, segment_rows, layout.work(self.generation))
         return write_shard(self.out, idx, epoch, [segment.key for segment in segments])
 
-    def run(self) -> list[SealedFile]:
-        return [self.run_shard(idx) for idx in range(len(self.shards))]
+    def run(self, **changes: Any) -> list[SealedFile]:
+        return [self.run_shard(idx, **changes) for idx in range(len(self.shards))]
 
 
-def make_job(out: Path, order: Sequence[int], shard_rows: int) -> SampleJob:
+def make_job(out: Path, order: Sequence[int], shard_rows: int, generation: int = 1) -> SampleJob:
     """Freeze a plan whose rows are `passed_values` of their index."""
     schema = plan_schema(PASSED)
-    with PlanWriter(out / layout.PLAN, PASSED) as plan:
+    with PlanWriter(out / layout.plan(generation), PASSED) as plan:
         for lo in range(0, len(order), shard_rows):
             rows = [plan_row(index) for index in order[lo : lo + shard_rows]]
             plan.write_shard([pa.RecordBatch.from_pylist(rows, schema=schema)])
         sha256 = plan.close()
-    return SampleJob(out, tuple(order), shard_rows, sha256)
+    return SampleJob(out, tuple(order), shard_rows, sha256, generation)
 
 
 def plan_row(index: int) -> dict[str, Any]:
@@ -101,9 +105,9 @@ def result_row(index: int, sample: int = 0, **changes: Any) -> ResultRow:
 
 
 def write_segments(
-    out: Path, idx: int, epoch: int, rows: Sequence[ResultRow], segment_rows: int = 3
+    out: Path, idx: int, epoch: int, rows: Sequence[ResultRow], segment_rows: int = 3, work: str = layout.INPROGRESS
 ) -> list[SealedFile]:
-    writer = SegmentWriter(out, idx, epoch, PASSED)
+    writer = SegmentWriter(out, idx, epoch, PASSED, work)
     sealed = []
     for lo in range(0, len(rows), segment_rows):
         writer.append(rows[lo : lo + segment_rows])

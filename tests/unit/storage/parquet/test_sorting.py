@@ -1,4 +1,5 @@
 import random
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage.parquet.sorting import ExternalSorter, drop_repeats, merge_sorted, repeats
+from storage.parquet.sorting import ExternalSorter, drop_repeats, merge_sorted, repeats, split_at
 
 SCHEMA = pa.schema([("number", pa.int64()), ("text", pa.string()), ("raw", pa.binary()), ("at", pa.int64())])
 
@@ -157,3 +158,18 @@ def test_the_sort_holds_a_bounded_part_of_the_rows(folder):
             last = values[-1]
 
     assert peak < 2 * memory
+
+
+@given(
+    numbers=st.lists(st.integers(0, 9), max_size=20).map(sorted),
+    bounds=st.lists(st.integers(0, 9), max_size=4, unique=True).map(sorted),
+    size=st.integers(1, 5),
+)
+def test_a_stream_is_split_before_the_first_row_that_is_not_below_a_bound(numbers, bounds, size):
+    batches = as_batches([(number, "", b"") for number in numbers], size)
+
+    pieces = [[row[0] for row in as_python(piece)] for piece in split_at(batches, ["number"], [(at,) for at in bounds])]
+
+    limits = [-1, *bounds, 10]
+    wanted = [[n for n in numbers if low <= n < high] for low, high in pairwise(limits)]
+    assert pieces == [piece for piece in wanted if piece]
