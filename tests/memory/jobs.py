@@ -113,6 +113,7 @@ class MemoryJobs:
             started_at=as_time(job.started_at),
             finished_at=as_time(job.finished_at),
             manifest_sha256=job.manifest_sha256,
+            published_generation=int(job.manifest_sha256 is not None),
         )
 
     def advance_jobs(self) -> list[Job]:
