@@ -113,6 +113,7 @@ class MemoryJobs:
             started_at=as_time(job.started_at),
             finished_at=as_time(job.finished_at),
             manifest_sha256=job.manifest_sha256,
+            published_generation=0 if job.manifest_sha256 is None else 1,
         )
 
     def advance_jobs(self) -> list[Job]:

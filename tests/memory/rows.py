@@ -65,6 +65,7 @@ class ShardRow:
     failures: int = 0
     parent_id: ShardId | None = None
     plan_idx: int | None = None
+    generation: int = 1
     dead: str | None = None  # the reason of its dead rows
     segments: list[Segment] = field(default_factory=list)
     outcomes: dict[int, Outcome | None] = field(default_factory=dict)  # of each epoch
