@@ -6,7 +6,7 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -53,6 +53,23 @@ class Nvml:
 
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         return Device(index, str(pynvml.nvmlDeviceGetUUID(handle)), str(pynvml.nvmlDeviceGetName(handle)))
+
+
+def check_pinned(device: str, environment: Mapping[str, str], modules: Container[str]) -> None:
+    """Raise DeviceError unless a process that is to serve on a GPU sees that one alone, and torch is still to come."""
+    if not device.startswith("cuda"):
+        return
+    seen = environment.get("CUDA_VISIBLE_DEVICES", "")
+    if not seen.strip() or "," in seen:
+        raise DeviceError(
+            f"CUDA_VISIBLE_DEVICES is {seen!r}, but a worker serves on exactly one GPU: start it with"
+            " `nightmill worker --gpus 0`, or set the variable to the index or UUID of one GPU"
+        )
+    if "torch" in modules:
+        raise DeviceError(
+            "torch was imported before the worker chose its GPU, so that the choice may be ignored:"
+            " start the worker as a process of its own, with `nightmill worker`"
+        )
 
 
 def select(devices: Sequence[Device], wanted: str) -> tuple[Device, ...]:

@@ -67,6 +67,12 @@ class Gate:
         self._wake()
 
     @property
+    def reasons(self) -> list[str]:
+        """Why nothing is taken, whatever room there is."""
+        with self._lock:
+            return sorted(self._closed)
+
+    @property
     def in_flight(self) -> int:
         with self._lock:
             return len(self._owed)

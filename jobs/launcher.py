@@ -19,7 +19,7 @@ from pathlib import Path
 
 from jobs.children import end, import_path, spawn
 from jobs.devices import Device, DeviceError, DeviceLister, DeviceLock, Nvml, lock_folder, select
-from jobs.restarts import EXIT_MODEL, Restarts
+from jobs.restarts import EXIT_DRAINED, EXIT_MODEL, Restarts
 from jobs.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ POLL_SECONDS = 0.1
 
 def worker_command(device_name: str, model: str | None, revision: str | None) -> list[str]:
     """How a worker process is started. -P: a folder `jobs` where the launcher was started is none of our business."""
-    command = [sys.executable, "-P", "-m", "jobs.worker", "--name", device_name]
+    command = [sys.executable, "-P", "-m", "jobs.worker", "--name", device_name, "--supervised"]
     command += [] if model is None else ["--model", model]
     return command + ([] if revision is None else ["--model-revision", revision])
 
@@ -49,6 +49,11 @@ class Child:
     def given_up(self) -> bool:
         """It was refused its model too often. Whatever else ends a worker, an outage say, may pass by morning."""
         return self.code == EXIT_MODEL and self.restarts.spent
+
+    @property
+    def has_left(self) -> bool:
+        """It is not started again: given up, or drained by somebody who wants its GPU."""
+        return self.given_up or self.code == EXIT_DRAINED
 
 
 class Launcher:
@@ -81,21 +86,21 @@ class Launcher:
     def run(self, stop: threading.Event) -> int:
         """Keep every device busy until `stop` is set, then end all children in order; the exit code.
 
-        Ends by itself, with a worker's code, when no worker can serve its model.
+        Ends by itself when every worker was drained or, with a worker's code, cannot serve its model.
         """
         try:
             while not stop.wait(POLL_SECONDS):
                 for child in self.children:
                     self._tend(child, time.monotonic())
-                if all(child.given_up for child in self.children):
-                    return self.children[0].code
+                if all(child.has_left for child in self.children):
+                    return EXIT_MODEL if any(child.given_up for child in self.children) else 0
             return 0
         finally:
             self._stop_all()
 
     def _tend(self, child: Child, now: float) -> None:
         if child.process is None:
-            if now >= child.restarts.start_at and not child.given_up:
+            if now >= child.restarts.start_at and not child.has_left:
                 self._start(child, now)
             return
         code = child.process.poll()

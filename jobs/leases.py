@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from storage.errors import Fenced, StorageError
-from storage.records import ShardId
+from storage.records import Health, ShardId
 from storage.repository import Repository
 
 log = logging.getLogger(__name__)
@@ -49,6 +49,8 @@ class LeaseKeeper:
         self.owner = owner
         self.lease_seconds = lease_seconds
         self.replaced: Fenced | None = None  # another process has the worker's name: this one must end
+        self.drain_requested = False
+        self.health: Callable[[], Health] = Health  # what is said with each heartbeat
         self._repository = repository
         self._boot_id = boot_id
         self._heartbeat_seconds = heartbeat_seconds
@@ -102,7 +104,8 @@ class LeaseKeeper:
                 lease.cancelled = lease.cancelled or shard_id in answer.cancelled
                 lease.aborted = lease.aborted or shard_id in answer.aborted
                 lease.paused = lease.paused or shard_id in answer.paused
-        self._repository.beat_worker(self.owner, self._boot_id, self._state)
+        asked = self._repository.beat_worker(self.owner, self._boot_id, self._state, self.health())
+        self.drain_requested = self.drain_requested or asked
         self._last_good = sent_at
 
     def _run(self) -> None:

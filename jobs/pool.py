@@ -13,6 +13,8 @@ from billiard.exceptions import WorkerLostError
 from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult, TaskPool
 
+TICK_SECONDS = 1.0
+
 
 class Cancels:
     """One cancel event per running task, found by the id of its thread. Thread-safe."""
@@ -54,6 +56,8 @@ class ShardPool(TaskPool):  # type: ignore[misc]
         runtime = self.app.runtime if self.app is not None else None
         self.cancels: Cancels = runtime.cancels if runtime is not None else Cancels()
         self.gate = runtime.gate if runtime is not None else None
+        self._tick: Callable[[], None] | None = runtime.tick if runtime is not None else None
+        self._drain: Callable[[], None] | None = runtime.drain if runtime is not None else None
         # A change of the gate must wake the event loop, which else would notice at its next tick, up to 1 s later.
         self._wake_read, self._wake_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         if self.gate is not None:
@@ -71,6 +75,9 @@ class ShardPool(TaskPool):  # type: ignore[misc]
 
     def register_with_event_loop(self, hub: Any) -> None:
         hub.add_reader(self._wake_read, os.read, self._wake_read, 4096)
+        if self._tick is not None:
+            self._tick()
+            hub.call_repeatedly(TICK_SECONDS, self._tick)
 
     def on_apply(
         self,
@@ -102,6 +109,11 @@ class ShardPool(TaskPool):  # type: ignore[misc]
                     error_callback(ExceptionInfo())
         finally:
             self.cancels.forget()
+
+    def on_close(self) -> None:
+        """Whoever asks the worker to stop: only signals are announced beforehand, a remote shutdown is not."""
+        if self._drain is not None:
+            self._drain()
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Revoke with terminate, SIGQUIT and a lost connection all mean: end when you can."""

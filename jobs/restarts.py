@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 EXIT_ENGINE_DEAD = 70  # the engine died or hung, after a good start
+EXIT_DRAINED = 79  # of a worker with a supervisor: it was asked to leave and is not to be started again
 EXIT_MODEL = 78  # the worker cannot serve its model as it is set up: starting it again would not help
 HEALTHY_SECONDS = 60.0  # a worker that lived this long had a good start
 MAX_PAUSE_SECONDS = 60.0

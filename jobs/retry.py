@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from engine.errors import EngineDead
 
-FULL_DISK_SECONDS = 30.0
 MAX_DELAY_SECONDS = 300.0
 
 
@@ -21,9 +20,13 @@ class Retry:
     crashed: bool = False
 
 
-def decide(error: BaseException, attempt: int, *, base_seconds: float = 1.0) -> Retry:
+def is_full_disk(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def decide(error: BaseException, attempt: int, *, base_seconds: float = 1.0, full_disk_seconds: float = 30.0) -> Retry:
     """`attempt` counts from 1. A full disk is nobody's fault; everything else backs off and counts."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Retry(FULL_DISK_SECONDS, preempted=True)
+    if is_full_disk(error):
+        return Retry(full_disk_seconds, preempted=True)
     pause = min(base_seconds * 2.0 ** (attempt - 1), MAX_DELAY_SECONDS)
     return Retry(pause, preempted=False, crashed=isinstance(error, EngineDead))

@@ -8,16 +8,19 @@ import threading
 import time
 from collections.abc import Callable
 
+from jobs.disk import NO_ROOM
 from jobs.outcome import Outcome
 from jobs.pool import Cancels
 from jobs.restarts import EXIT_ENGINE_DEAD
-from jobs.shard import Tools, run_shard
+from jobs.shard import run_shard
+from jobs.tools import Tools
 from storage.errors import StorageError
-from storage.records import ShardId
+from storage.records import Health, JobId, ShardId
 
 log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.2
+DISK_SECONDS = 1.0  # between two looks at disks that were full
 RELEASE_SECONDS = 2.0  # what attempts get to give their shards back when the engine has died
 
 
@@ -28,10 +31,23 @@ class Runtime:
         self.tools = tools
         self.gate = tools.gate
         self.cancels = Cancels()
+        self._ticked_at: float | None = None
 
-    def run_shard(self, shard_id: ShardId, *, alone: bool = False) -> Outcome:
+    def run_shard(self, shard_id: ShardId, *, job_id: JobId | None = None, alone: bool = False) -> Outcome:
         """One attempt, in the thread that calls. Raises ShardFailed."""
-        return run_shard(self.tools, shard_id, self.cancels.current, alone=alone)
+        return run_shard(self.tools, shard_id, self.cancels.current, job_id=job_id, alone=alone)
+
+    def tick(self) -> None:
+        """The event loop lives."""
+        self._ticked_at = time.monotonic()
+
+    def health(self) -> Health:
+        """What the heartbeat says of this process."""
+        return Health(
+            loop_age=None if self._ticked_at is None else time.monotonic() - self._ticked_at,
+            step_age=self.tools.engine.last_step_age(),
+            notice="; ".join(self.gate.reasons) or None,
+        )
 
     def drain(self) -> None:
         """Take nothing new, and let every attempt seal its rows and release its shard."""
@@ -63,6 +79,9 @@ class Watchdog:
         self._busy_at = monotonic()
         self._stopping_at: float | None = None
         self._replaced = False
+        self._is_draining = False
+        self._has_told = False
+        self._disk_at = monotonic()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -82,7 +101,10 @@ class Watchdog:
             self._leave_dead()
         elif self._runtime.tools.leases.replaced is not None:
             self._leave_replaced()
+        elif self._runtime.tools.leases.drain_requested:
+            self._watch_drain()
         else:
+            self._watch_disk(now)
             self._watch_idle(now)
 
     def _run(self) -> None:
@@ -122,6 +144,26 @@ class Watchdog:
             self._replaced = True
             log.critical("%s; the worker seals its rows and leaves", self._runtime.tools.leases.replaced)
             self._stop()
+
+    def _watch_drain(self) -> None:
+        """No new shard; when the last one has ended the worker leaves."""
+        if not self._is_draining:
+            self._is_draining = True
+            log.info("the worker was asked to drain: it finishes its shards and leaves")
+            self._runtime.tools.leases.say("draining")
+            self._runtime.gate.close("draining")
+        elif not self._runtime.gate.in_flight and not self._has_told:
+            self._has_told = True
+            self._stop()
+
+    def _watch_disk(self, now: float) -> None:
+        if now - self._disk_at < DISK_SECONDS:
+            return
+        self._disk_at = now
+        if self._runtime.tools.disk.short_of():
+            self._runtime.gate.close(NO_ROOM)
+        else:
+            self._runtime.gate.open(NO_ROOM)
 
     def _watch_idle(self, now: float) -> None:
         if self._runtime.gate.in_flight:

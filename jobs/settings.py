@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     engine_stall_seconds: float = 300.0  # rows in the engine and no step for longer: the worker exits
     max_consecutive_restarts: int = 5
     stop_seconds: float = 5.0
+    full_disk_seconds: float = 30.0  # until a shard is tried again whose disk was full
+    disk_reserve_bytes: int = 256 << 20  # with less than this free where a job writes, none of its shards is claimed
     watch_seconds: float = 0.5  # between two looks at a job that is waited for
     engine_factory: str = "jobs.engines:real_engine"  # dotted path; tests name a fake one
 

@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
 from pathlib import Path
@@ -17,26 +16,25 @@ from typing import TypeVar
 
 from engine.errors import EngineDead
 from engine.request import Completion
-from jobs.engines import BlockUse, Feed, ServingEngine
-from jobs.gate import Gate
+from jobs.claiming import has_room, try_claim
+from jobs.disk import NO_ROOM
+from jobs.engines import BlockUse, Feed
 from jobs.inflight import InFlight
 from jobs.junctions import RowPlan
-from jobs.leases import Lease, LeaseKeeper
+from jobs.leases import Lease
 from jobs.outcome import Ending, Outcome, ShardFailed
 from jobs.patience import until_answered
 from jobs.planrows import PlanRow, unsealed_rows
-from jobs.prompts import PromptEncoder
 from jobs.quarantine import cut_waves
 from jobs.recorder import Recorder
-from jobs.retry import Retry, decide
+from jobs.retry import Retry, decide, is_full_disk
 from jobs.rows import RowMaker, group_stats, with_use
 from jobs.sampling import Sampling
-from jobs.settings import Settings
+from jobs.tools import Tools
 from storage.errors import DatabaseDown, Fenced, StorageError
 from storage.parquet.plan import passed_schema, read_rows
 from storage.parquet.writer import SegmentWriter, segment_keys, write_shard
-from storage.records import Claim, RunStats, ShardId
-from storage.repository import Repository
+from storage.records import Claim, JobId, RunStats, ShardId
 
 log = logging.getLogger(__name__)
 
@@ -46,29 +44,18 @@ POLL_SECONDS = 0.1  # how soon an attempt notices that it must end
 ABORT_SECONDS = 1.0  # how long an aborted attempt waits for rows that were finishing
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What all attempts of one worker share. `stopping` is set when the worker must leave."""
-
-    repository: Repository
-    engine: ServingEngine
-    encoder: PromptEncoder
-    leases: LeaseKeeper
-    gate: Gate
-    settings: Settings
-    stopping: threading.Event
-
-
-def run_shard(tools: Tools, shard_id: ShardId, revoked: threading.Event, *, alone: bool = False) -> Outcome:
+def run_shard(
+    tools: Tools, shard_id: ShardId, revoked: threading.Event, *, job_id: JobId | None = None, alone: bool = False
+) -> Outcome:
     """Try to claim the shard and run it to an end, `alone` when nothing else runs here. Raises ShardFailed after the
-    failure is recorded in SQL."""
+    failure is recorded in SQL. `job_id`: whose output must have room before the shard is claimed, as the hint says."""
     if not tools.gate.enter(shard_id, alone=alone):
         return Outcome(ending=Ending.DUPLICATE)
     try:
         while not tools.gate.has_turn(shard_id):
             if revoked.is_set() or tools.stopping.wait(POLL_SECONDS):
                 return Outcome(ending=Ending.DROPPED)
-        claim = _claim(tools, shard_id, alone)
+        claim = try_claim(tools, shard_id, alone) if job_id is None or has_room(tools, job_id) else None
         if claim is None:
             return Outcome(ending=Ending.DROPPED)
         lease = tools.leases.hold(shard_id, claim.shard.epoch)
@@ -78,20 +65,6 @@ def run_shard(tools: Tools, shard_id: ShardId, revoked: threading.Event, *, alon
             tools.leases.drop(lease)
     finally:
         tools.gate.leave(shard_id)
-
-
-def _claim(tools: Tools, shard_id: ShardId, alone: bool) -> Claim | None:
-    """The claim, or None if there is nothing to do. While SQL is down this waits, and the gate lets no other in."""
-
-    def claim() -> Claim | None:
-        return tools.repository.claim_shard(shard_id, tools.leases.owner, tools.settings.lease_seconds, alone=alone)
-
-    if tools.stopping.is_set():
-        return None
-    try:
-        return until_answered(claim, tools.stopping)
-    except DatabaseDown:
-        return None  # stopping; the reconciler sends the hint again
 
 
 class Attempt:
@@ -282,14 +255,26 @@ class Attempt:
 
     def _give_up(self, error: BaseException) -> None:
         log.exception("shard_failed job=%d shard=%d epoch=%d", self.job.id, self.shard.id, self.shard.epoch)
-        retry = decide(error, self.shard.attempts, base_seconds=self.tools.settings.restart_backoff_seconds)
+        settings = self.tools.settings
+        retry = decide(
+            error,
+            self.shard.attempts,
+            base_seconds=settings.restart_backoff_seconds,
+            full_disk_seconds=settings.full_disk_seconds,
+        )
+        if is_full_disk(error):
+            self.tools.disk.is_full(self.out)
+            self.tools.gate.close(NO_ROOM)
+        # A second failure must not hide the first, and what cannot be sealed is given back all the same.
         try:
-            if self._recorder is not None and not isinstance(error, DatabaseDown):
+            if self._recorder is not None and not isinstance(error, DatabaseDown) and not is_full_disk(error):
                 self._recorder.seal()
-            self._release(f"{type(error).__name__}: {error}", retry)
         except (StorageError, OSError) as second:
-            # The lease runs out by itself; a second failure must not hide the first.
-            log.warning("shard %d could not be released: %s", self.shard.id, second)
+            log.warning("rows of shard %d could not be sealed: %s", self.shard.id, second)
+        try:
+            self._release(f"{type(error).__name__}: {error}", retry)
+        except StorageError as second:
+            log.warning("shard %d could not be released, its lease will end: %s", self.shard.id, second)
 
     @property
     def recorder(self) -> Recorder:

@@ -119,8 +119,10 @@ def worker_environment(settings: Settings, broker_url: str) -> Mapping[str, str]
         for name, value in settings.model_dump(exclude={"broker_url", "database_url"}).items()
         if value is not None
     }
+    pinned = {"CUDA_VISIBLE_DEVICES": "0"} if settings.device.startswith("cuda") else {}  # unless the user says which
     return (
-        os.environ
+        pinned
+        | os.environ
         | given
         | {
             "NIGHTMILL_BROKER_URL": broker_url,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import OperationalError
 
 from jobs.dispatch import BrokerDown
-from storage.records import Hint, ShardId
+from storage.records import Hint, JobId, ShardId
 
 if TYPE_CHECKING:
     from jobs.app import NightmillApp
@@ -22,7 +22,7 @@ def run_shard(self: Any, job_id: int, shard_id: int, alone: bool = False) -> str
     """
     runtime = self.app.runtime
     assert runtime is not None, "a shard was sent to a process that is no worker"
-    return str(runtime.run_shard(ShardId(int(shard_id)), alone=bool(alone)))
+    return str(runtime.run_shard(ShardId(int(shard_id)), job_id=JobId(int(job_id)), alone=bool(alone)))
 
 
 def publish_hint(app: NightmillApp, hint: Hint) -> None:

@@ -18,7 +18,8 @@ from celery.signals import worker_shutting_down
 
 from engine.errors import ConfigError, ModelRefused
 from jobs.app import NightmillApp, make_app
-from jobs.devices import lock_folder
+from jobs.devices import check_pinned, lock_folder
+from jobs.disk import DiskWatch
 from jobs.embedded import connect
 from jobs.engines import engine_factory
 from jobs.exits import explain
@@ -28,10 +29,10 @@ from jobs.models import ModelUnknown, model_files, named_model
 from jobs.names import cpu_place, machine_mark, worker_name
 from jobs.place import find
 from jobs.prompts import PromptEncoder
-from jobs.restarts import EXIT_MODEL
+from jobs.restarts import EXIT_DRAINED, EXIT_MODEL
 from jobs.runtime import Runtime, Watchdog
 from jobs.settings import Settings
-from jobs.shard import Tools
+from jobs.tools import Tools
 from jobs.withdrawal import withdraw
 from storage import failpoints
 from storage.errors import Fenced, InputInvalid, StorageError
@@ -53,6 +54,7 @@ def run_worker(
 
     Raises StorageError or OwnerMissing when broker or database cannot be found.
     """
+    check_pinned(settings.device, os.environ, sys.modules)
     failpoints.arm(settings.failpoints)
     addresses = connect(settings)
     repository = Repository(addresses.database_url)
@@ -131,12 +133,15 @@ class Worker:
                     gate=self.gate,
                     settings=self.settings,
                     stopping=threading.Event(),
+                    disk=DiskWatch(self.settings.disk_reserve_bytes),
                 )
                 self._check_name()
+                runtime = Runtime(tools)
+                self.leases.health = runtime.health
                 self.leases.say("ready")
-                code = self._consume(Runtime(tools), stays)
+                code = self._consume(runtime, stays)
                 self._check_name()
-                return code
+                return EXIT_DRAINED if code == 0 and self.leases.drain_requested else code
             finally:
                 engine.stop()
         finally:
@@ -268,12 +273,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--model")
     parser.add_argument("--model-revision")
     parser.add_argument("--name", help="first half of the node name, e.g. gpu0")
+    parser.add_argument("--supervised", action="store_true", help="say with code 79 that it was drained")
     options = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         settings = find().settings
-        return run_worker(settings, model=options.model, revision=options.model_revision, name=options.name)
+        code = run_worker(settings, model=options.model, revision=options.model_revision, name=options.name)
+        return 0 if code == EXIT_DRAINED and not options.supervised else code
     except Exception as error:
         failure = explain(error)
         if failure is None:

@@ -244,6 +244,15 @@ class Beat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """What a worker says of itself with a heartbeat, in seconds before it; None: not yet."""
+
+    loop_age: float | None = None
+    step_age: float | None = None
+    notice: str | None = None  # why it takes no new shard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
     id: str  # node name, e.g. gpu0@host
     boot_id: str
@@ -252,3 +261,7 @@ class WorkerRecord:
     device: str
     state: str  # starting, ready, draining, gone
     heartbeat_age: float  # seconds, on the database's clock
+    loop_age: float | None = None  # since its event loop, and its engine, last showed that they live; None: never
+    step_age: float | None = None
+    notice: str | None = None
+    drain_requested: bool = False

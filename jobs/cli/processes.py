@@ -40,9 +40,11 @@ def worker(
         from jobs.launcher import run_launcher
 
         raise typer.Exit(run_launcher(settings, gpus=gpus, model=model, revision=model_revision))
+    from jobs.restarts import EXIT_DRAINED
     from jobs.worker import run_worker
 
-    raise typer.Exit(run_worker(settings, model=model, revision=model_revision))
+    code = run_worker(settings, model=model, revision=model_revision)
+    raise typer.Exit(0 if code == EXIT_DRAINED else code)
 
 
 def reconciler() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from storage.database import Database
-from storage.records import ModelRef, WorkerRecord
+from storage.records import Health, ModelRef, WorkerRecord
 from storage.repository import workers
 
 
@@ -17,10 +17,16 @@ class WorkerMoves:
         with self._db.write() as conn:
             workers.register(conn, worker)
 
-    def beat_worker(self, worker_id: str, boot_id: str, state: str) -> None:
-        """Raises Fenced when another boot has this name now."""
+    def beat_worker(self, worker_id: str, boot_id: str, state: str, health: Health | None = None) -> bool:
+        """True once the worker was asked to drain. Raises Fenced when another boot has this name now."""
         with self._db.write() as conn:
-            workers.beat(conn, worker_id, boot_id, state)
+            return workers.beat(conn, worker_id, boot_id, state, health or Health())
+
+    def request_drain(self, worker_id: str | None, max_age_seconds: float) -> list[str]:
+        """Ask one live worker, or all of them, to take no new shard and to leave when its shards have ended; the names
+        of those that are asked. It hears of it with its next heartbeat."""
+        with self._db.write() as conn:
+            return workers.request_drain(conn, worker_id, max_age_seconds)
 
     def workers(self, max_age_seconds: float | None = None) -> list[WorkerRecord]:
         """Those heard of within `max_age_seconds`; None: all that ever were."""

@@ -6,9 +6,11 @@ FAKE_ENGINE_TRACE   the file; a line is `<shard>.<epoch>.<row> <sample>`
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from engine.feed import Feed
 from engine.request import Completion, Request, SamplingParams
 from jobs.settings import Settings
 from tests.fakes import SPACE, FakeEngine, fake_engine, fake_ids
@@ -33,3 +35,18 @@ def fake_text(row: dict[str, Any], max_tokens: int) -> str:
     prompt = [SPACE if letter == " " else ord(letter) - 33 for letter in row["prompt"]]
     ids = fake_ids(prompt, SamplingParams(max_tokens=max_tokens, seed=row["seed"]), row["sample_index"])
     return "".join(chr(97 + token - 64) for token in ids)
+
+
+def raising_engine(model_dir: Path, settings: Settings) -> FakeEngine:
+    """NIGHTMILL_ENGINE_FACTORY=tests.faults.engine:raising_engine; in the task's own thread, a few times in turn."""
+    engine = fake_engine(model_dir, settings)
+    errors: list[BaseException] = [SystemExit(3), MemoryError(), KeyboardInterrupt(), SystemExit(4)]
+    feed = engine.feed
+
+    def raising(requests: Iterable[Request]) -> Feed:
+        if errors:
+            raise errors.pop(0)
+        return feed(requests)
+
+    engine.feed = raising  # type: ignore[method-assign]
+    return engine

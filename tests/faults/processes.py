@@ -43,8 +43,9 @@ class Worker:
     def heartbeat(self, owner: str, held: Any, lease_seconds: float) -> Beat:
         return self.world.ask_now(self.network, lambda: self.world.repository.heartbeat(owner, held, lease_seconds))
 
-    def beat_worker(self, worker_id: str, boot_id: str, state: str) -> None:
+    def beat_worker(self, *_: Any) -> bool:
         """Nobody looks at it here."""
+        return False
 
     # --- steps ------------------------------------------------------------------------------------------------
     def beat(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from jobs.devices import Device, DeviceError, DeviceLock, select
 from jobs.launcher import Launcher, run_launcher
+from jobs.restarts import EXIT_DRAINED
 from jobs.settings import Settings
 from tests.faults.harness import alive, wait_for
 from tests.integration.program import ROOT
@@ -135,6 +136,24 @@ def test_workers_that_cannot_serve_are_started_again_a_few_times_and_then_the_la
     assert code == 78
     assert starts.read_text().split() == ["start"] * 3
     DeviceLock(GPUS[0], tmp_path / "locks").release()
+
+
+def test_workers_that_were_drained_are_not_started_again_and_the_launcher_leaves_when_all_were(tmp_path: Path) -> None:
+    starts = tmp_path / "starts"
+    launcher = Launcher(
+        GPUS[:2],
+        lambda device: ["/bin/sh", "-c", f"echo start >> {starts}; exit {EXIT_DRAINED}"],
+        environment=os.environ,
+        locks=tmp_path / "locks",
+        backoff_seconds=0.01,
+        max_restarts=2,
+        stop_seconds=5.0,
+    )
+
+    code = launcher.run(threading.Event())
+
+    assert code == 0
+    assert starts.read_text().split() == ["start"] * 2
 
 
 def test_a_device_stays_locked_while_the_child_of_a_killed_launcher_lives(tmp_path: Path) -> None:

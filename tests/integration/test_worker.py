@@ -172,9 +172,8 @@ def test_two_machines_of_one_host_name_do_not_take_each_other_s_shards(harness: 
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
     assert first.process.poll() is None
     assert second.process.poll() is None
-    names = {record.id.partition("@")[0] for record in harness.repository.workers()}
-    assert len(names) == 2
-    assert "w0" in names
+    wait_for(lambda: len(harness.repository.workers()) == 2, "the second worker has a name of its own")
+    assert "w0" in {record.id.partition("@")[0] for record in harness.repository.workers()}
     assert sum(shard.crashes for shard in harness.repository.shards(job.id)) == 0
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from jobs.leases import LeaseKeeper
 from storage.errors import DatabaseDown, Fenced
-from storage.records import Beat, ShardId
+from storage.records import Beat, Health, ShardId
 
 A, B = ShardId(1), ShardId(2)
 
@@ -25,6 +25,8 @@ class FakeSql:
     fenced: bool = False
     asked: list[list[tuple[ShardId, int]]] = field(default_factory=list)
     states: list[str] = field(default_factory=list)
+    healths: list[Health] = field(default_factory=list)
+    drains: bool = False
 
     def heartbeat(self, owner: str, held: Collection[tuple[ShardId, int]], lease_seconds: float) -> Beat:
         if self.down:
@@ -37,12 +39,14 @@ class FakeSql:
             paused=frozenset(self.paused),
         )
 
-    def beat_worker(self, worker_id: str, boot_id: str, state: str) -> None:
+    def beat_worker(self, worker_id: str, boot_id: str, state: str, health: Health) -> bool:
         if self.fenced:
             raise Fenced(f"worker name {worker_id} belongs to another process")
         if self.down:
             raise DatabaseDown("down")
         self.states.append(state)
+        self.healths.append(health)
+        return self.drains
 
 
 class Clock:
@@ -154,3 +158,17 @@ def test_a_dropped_lease_is_not_renewed_and_the_worker_still_says_that_it_lives(
 
     assert sql.asked == []
     assert sql.states == ["draining"]
+
+
+def test_a_heartbeat_says_how_the_worker_is_and_hears_once_and_for_all_that_it_is_to_drain() -> None:
+    sql = FakeSql()
+    leases = keeper(sql, Clock())
+    leases.health = lambda: Health(step_age=2.0)
+    leases.beat()
+    assert not leases.drain_requested
+
+    for sql.drains in (True, False):
+        leases.beat()
+
+    assert leases.drain_requested
+    assert sql.healths == [Health(step_age=2.0)] * 3

@@ -17,6 +17,11 @@ class FakeRuntime:
     def __init__(self) -> None:
         self.cancels = Cancels()
         self.gate = Gate(slots=4, target=10)
+        self.tick = lambda: None
+        self.drained: list[bool] = []
+
+    def drain(self) -> None:
+        self.drained.append(True)
 
 
 class FakeApp:
@@ -99,3 +104,9 @@ def test_outside_a_task_nobody_is_cancelled() -> None:
     cancels.cancel_all()
 
     assert not cancels.current.is_set()
+
+
+def test_a_pool_that_closes_lets_its_tasks_end_instead_of_waiting_for_them(pool: ShardPool) -> None:
+    pool.close()
+
+    assert pool.app.runtime.drained == [True]

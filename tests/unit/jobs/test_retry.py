@@ -5,12 +5,12 @@ import errno
 import pytest
 
 from engine.errors import EngineDead
-from jobs.retry import FULL_DISK_SECONDS, MAX_DELAY_SECONDS, Retry, decide
+from jobs.retry import MAX_DELAY_SECONDS, Retry, decide
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_not_the_shard_s_fault(code: int) -> None:
-    assert decide(OSError(code, "full"), 3) == Retry(FULL_DISK_SECONDS, preempted=True)
+    assert decide(OSError(code, "full"), 3, full_disk_seconds=9.0) == Retry(9.0, preempted=True)
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EIO, "bad disk"), MemoryError()])

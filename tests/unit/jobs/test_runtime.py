@@ -35,11 +35,15 @@ class Bench:
         self.engine = FakeEngine()
         self.gate = Gate(slots=4, target=10)
         self.said: list[str] = []
-        self.leases = SimpleNamespace(say=self.said.append, beat=lambda: self.said.append("beat"), replaced=None)
+        self.leases = SimpleNamespace(
+            say=self.said.append, beat=lambda: self.said.append("beat"), replaced=None, drain_requested=False
+        )
+        self.disk = SimpleNamespace(short=[], short_of=lambda: self.disk.short)
         tools = SimpleNamespace(
             engine=self.engine,
             gate=self.gate,
             leases=self.leases,
+            disk=self.disk,
             settings=Settings(idle_exit_seconds=10, stop_seconds=5, engine_stall_seconds=100),
             stopping=threading.Event(),
         )
@@ -124,3 +128,45 @@ def test_a_worker_whose_name_another_process_has_is_told_once_to_leave_in_order(
     bench.watchdog.look()
 
     assert (bench.stops, bench.exits) == ([True], [])
+
+
+def test_a_worker_that_is_asked_to_drain_takes_nothing_new_and_leaves_when_its_last_shard_has_ended() -> None:
+    bench = Bench()
+    bench.gate.enter(ShardId(1))
+    bench.leases.drain_requested = True
+
+    bench.watchdog.look()
+    assert (bench.gate.limit, bench.stops, bench.said) == (0, [], ["draining"])
+    bench.gate.leave(ShardId(1))
+    bench.watchdog.look()
+    bench.watchdog.look()
+
+    assert bench.stops == [True]
+    assert bench.runtime.health().notice == "draining"
+
+
+def test_while_a_disk_has_no_room_nothing_is_taken() -> None:
+    bench = Bench()
+    bench.disk.short = ["/out"]
+    bench.look_after(2)
+    assert bench.gate.limit == 0
+    assert bench.runtime.health().notice == "no room on the disk"
+
+    bench.disk.short = []
+    bench.look_after(2)
+
+    assert bench.gate.limit == 1
+    assert bench.runtime.health().notice is None
+
+
+def test_health_tells_the_ages_of_loop_and_engine() -> None:
+    bench = Bench()
+    bench.engine.age = 7.5
+    assert bench.runtime.health().loop_age is None
+
+    bench.runtime.tick()
+
+    health = bench.runtime.health()
+    assert health.step_age == 7.5
+    assert health.loop_age is not None
+    assert 0 <= health.loop_age < 5
