@@ -21,7 +21,7 @@ class Gate:
         self.slots = slots
         self.target = target
         self.on_open = on_open
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler that closes the gate may interrupt the thread that reads it
         self._owed: dict[ShardId, int | None] = {}  # in the order of entering
         self._alone: set[ShardId] = set()
         self._closed: set[str] = set()

@@ -14,6 +14,7 @@ from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult, TaskPool
 
 TICK_SECONDS = 1.0
+JOIN_SECONDS = 1.0  # for tasks to end when the pool stops; whoever stops the worker waits for the rest
 
 
 class Cancels:
@@ -114,6 +115,14 @@ class ShardPool(TaskPool):  # type: ignore[misc]
         """Whoever asks the worker to stop: only signals are announced beforehand, a remote shutdown is not."""
         if self._drain is not None:
             self._drain()
+
+    def on_stop(self) -> None:
+        """Celery calls this in its handler of SIGQUIT too, which may have interrupted a `submit`: that holds the
+        executor's lock, so another thread takes it."""
+        self.on_close()
+        ending = threading.Thread(target=self.executor.shutdown, name="pool-shutdown", daemon=True)
+        ending.start()
+        ending.join(JOIN_SECONDS)
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Revoke with terminate, SIGQUIT and a lost connection all mean: end when you can."""

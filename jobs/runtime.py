@@ -37,6 +37,11 @@ class Runtime:
         """One attempt, in the thread that calls. Raises ShardFailed."""
         return run_shard(self.tools, shard_id, self.cancels.current, job_id=job_id, alone=alone)
 
+    def wait_idle(self) -> None:
+        """Until every attempt has given its shard back; the watchdog sees to it that this has an end."""
+        while self.gate.in_flight:
+            time.sleep(WATCH_SECONDS / 10)
+
     def tick(self) -> None:
         """The event loop lives."""
         self._ticked_at = time.monotonic()

@@ -162,7 +162,9 @@ class Worker:
         )
         watchdog.start()
         try:
-            return _serve(app, self.name.node, app.queues(self.model.key))
+            code = _serve(app, self.name.node, app.queues(self.model.key))
+            runtime.wait_idle()
+            return code
         finally:
             watchdog.end()
             worker_shutting_down.disconnect(on_stop)

@@ -111,3 +111,12 @@ def test_of_two_shards_that_run_alone_the_first_to_enter_is_the_first_to_run() -
     gate.leave(A)
 
     assert gate.has_turn(B)
+
+
+def test_a_signal_handler_may_close_the_gate_while_its_thread_reads_it() -> None:
+    gate = Gate(slots=16, target=128)
+
+    with gate._lock:
+        gate.close("stopping")
+
+    assert gate.limit == 0

@@ -110,3 +110,10 @@ def test_a_pool_that_closes_lets_its_tasks_end_instead_of_waiting_for_them(pool:
     pool.close()
 
     assert pool.app.runtime.drained == [True]
+
+
+def test_a_stop_that_interrupts_the_start_of_a_task_does_not_wait_for_it(pool: ShardPool) -> None:
+    with pool.executor._shutdown_lock:  # as a signal handler finds it in the middle of a submit
+        pool.on_stop()
+
+    assert pool.app.runtime.drained == [True]
