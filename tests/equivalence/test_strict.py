@@ -6,7 +6,7 @@ batch is replaced.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from tests.equivalence.test_engine_equals_generate import teach_short_answers
 
 REFUSED = "gemma3n"
 SERVED = FAMILIES.keys() - {REFUSED}
+ALWAYS = {"llama", "gemma3", "qwen3_next", "bamba", "lfm3", "mamba2", "mixtral", "deepseek_v3"} & SERVED
+"""One of each kind; the other families come in the long run."""
 SHARED = 140  # tokens; more than two cells of the widest grid, 64, and no multiple of a block
 LENGTHS = (150, 171, 141, 200)
 OTHERS = (1, 17, 64, 90)
@@ -52,6 +54,12 @@ def subject(tiny_model: Callable[[str], Path]) -> Callable[[str], Subject]:
         return known[family]
 
     return get
+
+
+def each(families: Collection[str]) -> pytest.MarkDecorator:
+    """A parameter for each family."""
+    marks = {family: () if family in ALWAYS else (pytest.mark.slow,) for family in families}
+    return pytest.mark.parametrize("family", [pytest.param(name, marks=marks[name]) for name in sorted(marks)])
 
 
 def rows(**options: Any) -> list[Request]:
@@ -89,7 +97,7 @@ def alone(subject: Subject, wanted: Sequence[Request]) -> Bits:
     return bits(completions)
 
 
-@pytest.mark.parametrize("family", sorted(SERVED))
+@each(SERVED)
 def test_neighbours_hits_and_the_size_of_a_step_change_no_bit(family: str, subject: Callable[[str], Subject]) -> None:
     expected = alone(subject(family), rows())
 
@@ -106,7 +114,7 @@ def test_neighbours_hits_and_the_size_of_a_step_change_no_bit(family: str, subje
         assert bits(run(subject(family), rows(), **options)) == expected
 
 
-@pytest.mark.parametrize("family", sorted(SERVED))
+@each(SERVED)
 def test_starting_at_planned_junctions_changes_no_bit(family: str, subject: Callable[[str], Subject]) -> None:
     prompts = sorted([*tiny.prompts(LENGTHS, SHARED), *tiny.prompts((160, 150), 70), *tiny.prompts(LENGTHS, SHARED)])
     wanted = [replace(row, prompt=prompt) for row, prompt in zip(2 * rows(), prompts, strict=False)]
@@ -129,7 +137,7 @@ def test_starting_at_planned_junctions_changes_no_bit(family: str, subject: Call
         assert {name for name, _ in counters.limited_by} <= {"grid"}
 
 
-@pytest.mark.parametrize("family", sorted(SERVED))
+@each(SERVED)
 def test_samples_have_the_same_bits_forked_and_apart(family: str, subject: Callable[[str], Subject]) -> None:
     wanted = rows(num_samples=3)[:5]
 
@@ -140,7 +148,7 @@ def test_samples_have_the_same_bits_forked_and_apart(family: str, subject: Calla
     assert bits(run(subject(family), wanted, use_prefix_sharing=False)) == expected
 
 
-@pytest.mark.parametrize("family", sorted(SERVED - {*PURE_STATE_FAMILIES, "mistral"}))  # too few blocks
+@each(SERVED - {*PURE_STATE_FAMILIES, "mistral"})  # too few blocks
 @pytest.mark.parametrize(("sharing", "num_blocks"), [(True, 100), (False, 122)])
 def test_what_runs_again_after_a_preemption_has_its_bits(
     family: str, sharing: bool, num_blocks: int, subject: Callable[[str], Subject]
