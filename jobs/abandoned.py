@@ -68,5 +68,5 @@ class AbandonedJobs:
             log.info("planning left job=%d reason=%s", job.id, error)
         except (StorageError, ModelUnknown, OSError) as error:
             log.warning("planning failed job=%d error=%s", job.id, error)  # the job has failed with this reason
-        except Exception:
+        except Exception:  # a mistake of ours in one job: the reconciler goes on for all others
             log.exception("planning failed job=%d", job.id)

@@ -44,7 +44,7 @@ class InFlight:
             request_id = f"{self._prefix}.{row.row_index}"
             try:
                 request = make_request(row, plan, request_id, self._job, self._encoder)
-            except Exception as error:
+            except Exception as error:  # our mistake: this row alone ends
                 log.exception("request_failed row=%d", row.row_index)
                 self._refused.append((row, INTERNAL, f"its request could not be made: {error!r}"))
                 continue
@@ -76,7 +76,7 @@ class InFlight:
     def _finished(self, row: PlanRow, completion: Completion) -> ResultRow:
         try:
             return self._rows.finished(row, completion)
-        except Exception as error:
+        except Exception as error:  # our mistake: this row alone ends
             log.exception("row_failed row=%d sample=%d", row.row_index, completion.sample_index)
             message = f"its text could not be made: {error!r}"
             return self._rows.failed(row, completion.sample_index, INTERNAL, message)

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -88,7 +89,7 @@ def _numbered(
         start = 0
         while number < len(bounds):
             rows = range(start, batch.num_rows)
-            count = bisect_left(rows, bounds[number], key=lambda row, of=batch: _key_at(of, keys, row))  # type: ignore[misc]
+            count = bisect_left(rows, bounds[number], key=partial(_key_at, batch, keys))
             if count:
                 yield number, batch.slice(start, count)
             start += count

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from storage.records import JobId, Piece, Shard, ShardId
 from storage.repository.jobs import cancel_shards, finalize_if_last, lock_job_of
@@ -30,12 +31,7 @@ def crashed(conn: Connection) -> list[Shard]:
 def split(conn: Connection, shard_id: ShardId, epoch: int, pieces: Sequence[Piece]) -> bool:
     """False if another was faster."""
     job = lock_job_of(conn, shard_id)
-    row = conn.execute(
-        update(shards)
-        .where(shards.c.id == shard_id, shards.c.epoch == epoch, *_MUST_BE_DIVIDED)
-        .values(state=ShardState.SPLIT)
-        .returning(shards)
-    ).one_or_none()
+    row = _end_crashed(conn, shard_id, epoch, ShardState.SPLIT)
     if row is None:
         return False
 
@@ -68,17 +64,22 @@ def split(conn: Connection, shard_id: ShardId, epoch: int, pieces: Sequence[Piec
 def give_up(conn: Connection, shard_id: ShardId, epoch: int) -> bool:
     """False if another was faster."""
     job = lock_job_of(conn, shard_id)
-    row = conn.execute(
-        update(shards)
-        .where(shards.c.id == shard_id, shards.c.epoch == epoch, *_MUST_BE_DIVIDED)
-        .values(state=ShardState.DEAD)
-        .returning(shards)
-    ).one_or_none()
+    row = _end_crashed(conn, shard_id, epoch, ShardState.DEAD)
     if row is None:
         return False
     bury(conn, row, ENGINE_KILLER, row.error or "its worker was lost")
     finalize_if_last(conn, JobId(job.id))
     return True
+
+
+def _end_crashed(conn: Connection, shard_id: ShardId, epoch: int, state: ShardState) -> Row[Any] | None:
+    """None if it has moved since it crashed under this epoch."""
+    return conn.execute(
+        update(shards)
+        .where(shards.c.id == shard_id, shards.c.epoch == epoch, *_MUST_BE_DIVIDED)
+        .values(state=state)
+        .returning(shards)
+    ).one_or_none()
 
 
 def abandon(conn: Connection, max_crashes: int) -> list[JobId]:

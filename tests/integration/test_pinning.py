@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -117,21 +117,26 @@ def test_stopping_the_launcher_ends_the_children_and_frees_the_devices(running: 
         DeviceLock(device, running.folder / "locks").release()
 
 
-def test_workers_that_cannot_serve_are_started_again_a_few_times_and_then_the_launcher_ends_as_they_did(
-    tmp_path: Path,
-) -> None:
-    starts = tmp_path / "starts"
+def launch(devices: Sequence[Device], command: str, folder: Path) -> int:
+    """Run the command for each device, at most three times; the launcher's exit code."""
     launcher = Launcher(
-        GPUS[:1],
-        lambda device: ["/bin/sh", "-c", f"echo start >> {starts}; exit 78"],
+        devices,
+        lambda device: ["/bin/sh", "-c", command],
         environment=os.environ,
-        locks=tmp_path / "locks",
+        locks=folder / "locks",
         backoff_seconds=0.01,
         max_restarts=2,
         stop_seconds=5.0,
     )
+    return launcher.run(threading.Event())
 
-    code = launcher.run(threading.Event())
+
+def test_workers_that_cannot_serve_are_started_again_a_few_times_and_then_the_launcher_ends_as_they_did(
+    tmp_path: Path,
+) -> None:
+    starts = tmp_path / "starts"
+
+    code = launch(GPUS[:1], f"echo start >> {starts}; exit 78", tmp_path)
 
     assert code == 78
     assert starts.read_text().split() == ["start"] * 3
@@ -140,17 +145,8 @@ def test_workers_that_cannot_serve_are_started_again_a_few_times_and_then_the_la
 
 def test_workers_that_were_drained_are_not_started_again_and_the_launcher_leaves_when_all_were(tmp_path: Path) -> None:
     starts = tmp_path / "starts"
-    launcher = Launcher(
-        GPUS[:2],
-        lambda device: ["/bin/sh", "-c", f"echo start >> {starts}; exit {EXIT_DRAINED}"],
-        environment=os.environ,
-        locks=tmp_path / "locks",
-        backoff_seconds=0.01,
-        max_restarts=2,
-        stop_seconds=5.0,
-    )
 
-    code = launcher.run(threading.Event())
+    code = launch(GPUS[:2], f"echo start >> {starts}; exit {EXIT_DRAINED}", tmp_path)
 
     assert code == 0
     assert starts.read_text().split() == ["start"] * 2

@@ -16,7 +16,7 @@ MAX_FUNCTION_LINES = 50
 LONG_FILES: dict[str, int] = {}
 LONG_FUNCTIONS: dict[str, int] = {
     "jobs/app.py::_settings": 59,  # Celery's options, one line each
-    "jobs/cli/submit.py::submit": 127,  # its parameters are the command's flags
+    "jobs/cli/submit.py::submit": 126,  # its parameters are the command's flags
     "migrations/versions/0001_first_tables.py::upgrade": 207,  # tables, one column a line
 }
 """Today's exceptions with their sizes. Lower a number when its owner shrinks; an owner below the limit leaves."""
