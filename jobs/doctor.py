@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from engine.attention.compile import CannotCompile, load_kernel
 from jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 MIN_PYTHON = (3, 11)
 MIN_MEMORY = 2 << 30
-COMPILERS = ("c++", "g++", "clang++", "cc", "gcc")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def examine(place: Place) -> list[Check]:
     return [
         _python(),
         *(_package(name) for name in ("torch", "transformers", "celery", "flower")),
-        _compiler(shutil.which),
+        _attention(load_kernel),
         _memory(psutil.virtual_memory().available),
         _home(place.settings),
         *_services(place),
@@ -64,11 +63,13 @@ def _package(name: str) -> Check:
         return Check(name, "not installed", "pip install nightmill again, with its constraints.txt")
 
 
-def _compiler(which: Callable[[str], str | None]) -> Check:
-    found = next((path for name in COMPILERS if (path := which(name))), None)
-    if found:
-        return Check("compiler", found)
-    return Check("compiler", "none", "install gcc or clang for the native attention kernel; without it CPU runs slower")
+def _attention(load: Callable[[], object]) -> Check:
+    """The path that attention takes on a CPU."""
+    try:
+        load()
+    except CannotCompile as error:
+        return Check("attention", f"plain torch, which is slower on CPUs: {error}", "install gcc or clang, or set CC")
+    return Check("attention", "native kernel")
 
 
 def _memory(available: int) -> Check:

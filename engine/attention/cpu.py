@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from engine.attention.base import GroupSpans, Int32Array, LayerTraits
-from engine.attention.compile import CannotCompile, load_kernel
+from engine.attention.compile import load_kernel
 from engine.attention.pick import Best, pick_in_torch
 from engine.cache.groups import LayerGroup
 
@@ -164,13 +164,4 @@ def unsupported(groups: Sequence[LayerGroup], num_heads: int, dtype: torch.dtype
                 return f"head dimension {dim} is not a multiple of {_LANES} up to {_MAX_DIM}"
         if num_heads // group.num_kv_heads > _MAX_ROWS:
             return f"{num_heads} heads share {group.num_kv_heads} KV heads"
-    return None
-
-
-def kernel_problem() -> str | None:
-    """Why this machine has no native kernel, or None when it has one. `doctor` asks."""
-    try:
-        load_kernel()
-    except CannotCompile as error:
-        return str(error)
     return None

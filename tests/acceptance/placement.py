@@ -15,7 +15,6 @@ from transformers import AutoModelForCausalLM
 
 from engine.build import build_engine
 from engine.config import EngineConfig
-from engine.loop import Engine
 from engine.random import uniforms
 from engine.request import Request, SamplingParams
 from jobs.junctions import row_plans
@@ -79,7 +78,8 @@ class Placement:
             shard = [rows[i] for i in order[begin : begin + self.shard_rows]]
             yield with_plan(shard) if self.planned else shard
 
-    def run(self, model: Path, rows: Sequence[Request]) -> tuple[Outputs, Engine]:
+    def run(self, model: Path, rows: Sequence[Request]) -> tuple[Outputs, int]:
+        """What came out, and how often a sequence was preempted."""
         config = self.config
         if self.is_crowded:
             longest = max(len(row.prompt) + row.sampling.max_tokens for row in rows)
@@ -102,7 +102,7 @@ class Placement:
         engine.check_integrity()
         engine.stop()
         assert len(outputs) == len(rows), "a row was lost"
-        return outputs, engine
+        return outputs, engine.totals().preemptions
 
 
 class Judge:

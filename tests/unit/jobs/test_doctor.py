@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.attention.compile import load_kernel
 from jobs import doctor, place
 from jobs.place import Place
 from storage import migrate
@@ -66,10 +67,14 @@ def test_a_missing_reconciler_is_told(home: Path, monkeypatch: pytest.MonkeyPatc
     assert examine(real_place(monkeypatch, url))["workers"].remedy == "start `nightmill reconciler`"
 
 
-def test_a_missing_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = doctor._compiler(lambda name: None)
+def test_the_path_of_attention_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._attention(load_kernel) == doctor.Check("attention", "native kernel")
 
-    assert not check.ok
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", "")
+    check = doctor._attention(load_kernel)
+
+    assert "no C compiler found" in check.found
     assert "gcc" in str(check.remedy)
 
 
