@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from jobs.gate import Gate
 from jobs.leases import Lease, LeaseKeeper
 from storage import layout
 from storage.errors import DatabaseDown, Fenced
@@ -18,6 +19,7 @@ from tests.faults.world import LEASE, MAX_CRASHES, Network, World
 
 Steps = Iterator[None]
 SLOTS = 2
+MANY = 1000  # sequences: slots alone limit what a worker takes
 
 
 class Worker:
@@ -29,6 +31,7 @@ class Worker:
         self.network = Network()
         self.wakes_at = 0.0  # of the steady clock; it is stopped until then
         self.draining = False
+        self.gate = Gate(slots=SLOTS, target=MANY, on_open=lambda: None)
         self.leases = LeaseKeeper(
             self,  # type: ignore[arg-type] - it asks for two things, and this is who answers
             name,
@@ -61,7 +64,7 @@ class Worker:
         if full or not world.queue or self.leases.silent_for >= LEASE:
             return
         hint = world.queue.pop(0)
-        if hint.shard_id not in self.running:  # a doubled hint
+        if self.gate.enter(hint.shard_id, alone=hint.alone):  # else a doubled hint
             self.running[hint.shard_id] = self._attempt(hint.shard_id, hint.alone)
 
     def step(self) -> None:
@@ -73,6 +76,8 @@ class Worker:
             next(self.running[key])
         except StopIteration:
             del self.running[key]
+            if key is not None:
+                self.gate.leave(key)
 
     def _take_over(self) -> Steps:
         world = self.world
@@ -85,8 +90,8 @@ class Worker:
 
     def _attempt(self, shard_id: ShardId, alone: bool) -> Steps:
         world = self.world
-        while alone and len(self.running) > 1:
-            yield  # a suspected shard waits until nothing else runs here
+        while not self.gate.has_turn(shard_id):
+            yield
 
         def claim() -> Any:
             claim = world.repository.claim_shard(shard_id, self.name, LEASE, alone=alone)
