@@ -24,7 +24,9 @@ class EngineConfig:
     use_prefix_sharing: bool = True
     packed_weights: bool = True  # oneDNN-prepacked linear layers on CPU
     fused_norms: bool = True  # RMS norms by the C kernel on CPU where a compiler exists
+    fused_elementwise: bool = True  # gated activations and rotary embeddings by the C kernel, likewise
     native_attention: bool = True  # the C kernel on CPU where a compiler exists
+    shared_attention: bool = True  # the C kernel reads what decodes share once per step, not once per decode
     request_timeout_seconds: float | None = None  # for which one sequence may run; None: for ever
     threads: int | None = None  # torch threads; None leaves torch's choice
     strict: bool = False  # a row's bits depend on nothing but the row; what cannot keep to that is refused at load

@@ -12,6 +12,7 @@ from engine.attention.compile import CannotCompile
 from engine.attention.cpu import NativeAttention, unsupported
 from engine.attention.plain import PlainAttention
 from engine.cache.groups import LayerGroup
+from engine.config import EngineConfig
 from engine.errors import ModelRefused
 
 _log = logging.getLogger(__name__)
@@ -22,21 +23,20 @@ def choose_backend(
     num_heads: int,
     dtype: torch.dtype,
     device: torch.device,
-    native: bool,
-    strict: bool = False,
+    config: EngineConfig,
 ) -> AttentionBackend:
     """The native kernel where it can serve every group, plain torch elsewhere. Both give the same, but for rounding.
 
     Raises ModelRefused in strict mode where it would be plain torch, whose sums depend on the batch.
     """
-    problem = "it is switched off" if not native else unsupported(groups, num_heads, dtype, device)
+    problem = "it is switched off" if not config.native_attention else unsupported(groups, num_heads, dtype, device)
     if problem is None:
         try:
-            return NativeAttention()
+            return NativeAttention(config.shared_attention, config.strict)
         except CannotCompile as error:
             problem = str(error)
-            if not strict:
+            if not config.strict:
                 _log.warning("attention runs in plain torch, which is slower: %s", problem)
-    if strict:
+    if config.strict:
         raise ModelRefused(f"strict mode needs the C kernel for attention: {problem}")
     return PlainAttention(device)

@@ -30,7 +30,10 @@ def load_kernel() -> ctypes.CDLL:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler:
         raise CannotCompile("no C compiler found (cc, gcc or clang); install one, or set CC")
-    source = (resources.files("engine.attention") / "kernel.c").read_text(encoding="utf-8")
+    files = (
+        file for file in resources.files("engine.attention").joinpath("kernel").iterdir() if file.name[-2:] == ".c"
+    )
+    source = "\n".join(file.read_text(encoding="utf-8") for file in sorted(files, key=lambda file: file.name))
     library = cache_folder() / f"attention-{_key(source, compiler)}.so"
     if not library.exists():
         _compile(compiler, source, library)

@@ -5,26 +5,27 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 
-from engine.attention.base import GroupSpans, Int32Array, LayerTraits
+from engine.attention.base import GroupSpans, LayerTraits
 from engine.attention.compile import load_kernel
 from engine.attention.pick import Best, pick_in_torch
+from engine.attention.tiles import Walk, plan_walk
 from engine.cache.groups import LayerGroup
 
-_MAX_ROWS, _MAX_DIM, _LANES = 32, 512, 8  # as in kernel.c
+_MAX_ROWS, _MAX_DIM, _DIM_UNIT = 32, 512, 8  # as in kernel/3_many_rows.c, and what its tiles have room for
 
 
 class _Step(ctypes.Structure):
     _fields_ = (
         ("tables", ctypes.c_void_p),
-        ("starts", ctypes.c_void_p),
-        ("offsets", ctypes.c_void_p),
         ("first_blocks", ctypes.c_void_p),
+        ("columns", ctypes.c_void_p),
+        ("positions", ctypes.c_void_p),
         ("tiles", ctypes.c_void_p),
+        ("stages", ctypes.c_void_p),
+        ("num_stages", ctypes.c_int64),
         ("table_width", ctypes.c_int64),
-        ("num_tiles", ctypes.c_int64),
         ("block_size", ctypes.c_int64),
         ("window", ctypes.c_int64),
     )
@@ -37,6 +38,8 @@ class _Layer(ctypes.Structure):
         ("values", ctypes.c_void_p),
         ("sinks", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
+        ("maxima", ctypes.c_void_p),
+        ("totals", ctypes.c_void_p),
         ("query_head_stride", ctypes.c_int64),
         ("query_token_stride", ctypes.c_int64),
         ("num_slots", ctypes.c_int64),
@@ -47,16 +50,19 @@ class _Layer(ctypes.Structure):
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
         ("threads", ctypes.c_int32),
+        ("steady", ctypes.c_int32),
     )
 
 
 class NativePlan:
     """One step of one group as the kernel wants it. Keeps the arrays alive that the kernel points to."""
 
-    def __init__(self, kernel: ctypes.CDLL, spans: GroupSpans) -> None:
+    def __init__(self, kernel: ctypes.CDLL, spans: GroupSpans, share: bool, steady: bool) -> None:
         self._kernel = kernel
         self._spans = spans
-        self._tiles: dict[int, tuple[Int32Array, _Step]] = {}
+        self._share = share
+        self._steady = steady
+        self._walks: dict[int, tuple[Walk, _Step]] = {}
 
     def attend(
         self, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, traits: LayerTraits
@@ -65,8 +71,9 @@ class NativePlan:
             query = query.contiguous()
         heads, tokens, key_dim = query.shape
         kv_heads, slots, value_dim = values.shape
-        _tiles, step = self._step(heads // kv_heads)
+        walk, step = self._step(heads // kv_heads)
         out = torch.empty((tokens, heads, value_dim))
+        half_way = torch.empty((2, tokens, heads)) if walk.hands_on else None
         sinks = None if traits.sinks is None else traits.sinks.detach().contiguous()
         layer = _Layer(
             query=query.data_ptr(),
@@ -74,6 +81,8 @@ class NativePlan:
             values=values.data_ptr(),
             sinks=None if sinks is None else sinks.data_ptr(),
             out=out.data_ptr(),
+            maxima=None if half_way is None else half_way[0].data_ptr(),
+            totals=None if half_way is None else half_way[1].data_ptr(),
             query_head_stride=query.stride(0),
             query_token_stride=query.stride(1),
             num_slots=slots,
@@ -84,56 +93,47 @@ class NativePlan:
             scale=traits.scale,
             softcap=traits.softcap or 0.0,
             threads=torch.get_num_threads(),
+            steady=self._steady,
         )
         self._kernel.nightmill_attend(ctypes.byref(step), ctypes.byref(layer))
         return out
 
-    def _step(self, per_kv: int) -> tuple[Int32Array, _Step]:
+    def _step(self, per_kv: int) -> tuple[Walk, _Step]:
         """The tiles for `per_kv` query heads per KV head; all layers of a group have the same in practice."""
-        if per_kv not in self._tiles:
+        if per_kv not in self._walks:
             spans = self._spans
-            tiles = cut_tiles(spans, max(1, _MAX_ROWS // per_kv))
+            walk = plan_walk(spans, max(1, _MAX_ROWS // per_kv), self._share)
             step = _Step(
                 tables=spans.tables.ctypes.data,
-                starts=spans.starts.ctypes.data,
-                offsets=spans.offsets.ctypes.data,
                 first_blocks=spans.first_blocks.ctypes.data,
-                tiles=tiles.ctypes.data,
+                columns=walk.columns.ctypes.data,
+                positions=walk.positions.ctypes.data,
+                tiles=walk.tiles.ctypes.data,
+                stages=walk.stages.ctypes.data,
+                num_stages=len(walk.stages) - 1,
                 table_width=spans.tables.shape[1],
-                num_tiles=len(tiles),
                 block_size=spans.block_size,
                 window=spans.window or 0,
             )
-            self._tiles[per_kv] = (tiles, step)
-        return self._tiles[per_kv]
-
-
-def cut_tiles(spans: GroupSpans, height: int) -> Int32Array:
-    """[tiles, 3]: chunk, first query, number of queries. The longest contexts come first, to end together."""
-    counts = -(-spans.lengths // height)
-    chunk = np.repeat(np.arange(len(counts)), counts)
-    number = np.arange(len(chunk)) - np.repeat(np.cumsum(counts) - counts, counts)
-    begin = number * height
-    count = np.minimum(height, spans.lengths[chunk] - begin)
-    context = spans.starts[chunk] + begin + count
-    if spans.window is not None:
-        context = np.minimum(context, spans.window + count)
-    order = np.argsort(-(context * count), kind="stable")
-    return np.ascontiguousarray(np.stack([chunk, begin, count], axis=1)[order].astype(np.int32))
+            self._walks[per_kv] = (walk, step)
+        return self._walks[per_kv]
 
 
 class NativeAttention:
-    """The backend for float32 on CPU. Raises CannotCompile where there is no kernel."""
+    """The backend for float32 on CPU. `share`: decodes attend to what they share together. `steady`: a row has the same
+    bits in every batch. Raises CannotCompile where there is no kernel."""
 
     name = "native"
 
-    def __init__(self) -> None:
+    def __init__(self, share: bool = True, steady: bool = False) -> None:
         self._kernel = load_kernel()
         self._kernel.nightmill_attend.restype = None
         self._kernel.nightmill_pick.restype = None
+        self._share = share
+        self._steady = steady
 
     def plan(self, spans: GroupSpans) -> NativePlan:
-        return NativePlan(self._kernel, spans)
+        return NativePlan(self._kernel, spans, self._share, self._steady)
 
     def pick(self, tile: torch.Tensor, first_column: int, best: Best) -> None:
         if tile.stride(1) != 1 or tile.dtype != torch.float32:
@@ -160,8 +160,8 @@ def unsupported(groups: Sequence[LayerGroup], num_heads: int, dtype: torch.dtype
         return f"the model runs in {dtype}"
     for group in groups:
         for dim in (group.key_dim, group.value_dim):
-            if dim % _LANES or dim > _MAX_DIM:
-                return f"head dimension {dim} is not a multiple of {_LANES} up to {_MAX_DIM}"
+            if dim % _DIM_UNIT or dim > _MAX_DIM:
+                return f"head dimension {dim} is not a multiple of {_DIM_UNIT} up to {_MAX_DIM}"
         if num_heads // group.num_kv_heads > _MAX_ROWS:
             return f"{num_heads} heads share {group.num_kv_heads} KV heads"
     return None

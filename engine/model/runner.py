@@ -98,9 +98,7 @@ class ModelRunner:
         self._device = loaded.device
         self._groups = loaded.paged_groups
         self._memory = KVMemory(self._groups, loaded.num_blocks, loaded.dtype, loaded.device)
-        self.backend = choose_backend(
-            self._groups, loaded.num_heads, loaded.dtype, loaded.device, config.native_attention, config.strict
-        )
+        self.backend = choose_backend(self._groups, loaded.num_heads, loaded.dtype, loaded.device, config)
         self._layers = PagedLayers(loaded, self._memory, self.backend)
         self._cache = NotingCache(loaded.seat)
         self._sampler = Sampler(loaded.vocab_size, loaded.device)

@@ -22,6 +22,7 @@ from engine.step import NULL_BLOCK, Chunk
 BACKENDS: dict[str, Callable[[], AttentionBackend]] = {
     "plain": lambda: PlainAttention(torch.device("cpu")),
     "native": NativeAttention,
+    "native, steady": lambda: NativeAttention(steady=True),
 }
 
 

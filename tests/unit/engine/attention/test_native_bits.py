@@ -1,4 +1,4 @@
-"""The C kernel gives a query the same bits however its sequence is cut and whoever comes with it."""
+"""Steady, the C kernel gives a query the same bits however its sequence is cut and whoever comes with it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ SHAPES = [
 
 def run(paged: Paged, chunks: Sequence[Chunk], query: torch.Tensor, traits: LayerTraits) -> torch.Tensor:
     (spans,) = pack(chunks, [paged.group]).spans
-    return NativeAttention().plan(spans).attend(query, paged.memory.keys[0], paged.memory.values[0], traits)
+    return NativeAttention(steady=True).plan(spans).attend(query, paged.memory.keys[0], paged.memory.values[0], traits)
 
 
 @pytest.mark.parametrize("traits", TRAITS.values(), ids=TRAITS.keys())
 @pytest.mark.parametrize("window", [None, 1, 12, 70])
 def test_cuts_of_a_prompt_change_no_bit(window: int | None, traits: LayerTraits) -> None:
     paged = Paged(Shape(window=window), [(0, LENGTH)])
-    whole = paged.attend(NativeAttention(), traits)
+    whole = paged.attend(NativeAttention(steady=True), traits)
     table = list(paged.chunks[0].tables[0])
 
     for cuts in CUTS:
@@ -55,4 +55,4 @@ def test_every_decode_has_the_bits_of_the_prefill(shape: Shape, window: int | No
 
     decodes = run(paged, [paged._chunk(0, at, 1, table) for at in range(LENGTH)], paged.query, traits)
 
-    assert torch.equal(decodes, paged.attend(NativeAttention(), traits))
+    assert torch.equal(decodes, paged.attend(NativeAttention(steady=True), traits))
