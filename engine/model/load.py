@@ -17,6 +17,7 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelRefused
 from engine.grid import ANYWHERE, Grid
 from engine.model import probe
+from engine.model.elementwise import FusedGate, fuse_elementwise
 from engine.model.hooks import AttentionSeat, Entrance, connect
 from engine.model.layers import DeclaredLayer, ObservedLayer, declared_layers, find_grid, layer_groups
 from engine.model.memory import cache_sizes
@@ -90,7 +91,7 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
     packable = can_pack(model)
     if config.strict and not packable:
         raise ModelRefused(f"strict mode: only float32 on a CPU with oneDNN is known, not {model.dtype} on {device}")
-    hooked = _hook(model, _linear_maker(config, packable), config.fused_norms and packable, config.strict)
+    hooked = _hook(model, _linear_maker(config, packable), config, packable)
     max_model_len = _max_model_len(text_config, config.max_model_len)
     check_rotations(model, max_model_len)
     groups = layer_groups(hooked.declared, hooked.observed, config.block_size)
@@ -139,7 +140,7 @@ def _linear_maker(config: EngineConfig, packable: bool) -> LinearMaker:
     return PackedLinear if config.packed_weights and packable else plain_linear
 
 
-def _hook(model: Any, make_linear: LinearMaker, fuse: bool, strict: bool) -> _Hooked:
+def _hook(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: bool) -> _Hooked:
     """Route attention and states to a seat and replace what is to be packed; the logits must stay the model's own."""
     device, text_config = model.device, model.config.get_text_config()
     declared = declared_layers(text_config)
@@ -156,9 +157,11 @@ def _hook(model: Any, make_linear: LinearMaker, fuse: bool, strict: bool) -> _Ho
     connect_mixers(model, seat)
     tap, head = _take_head(model, ids, seat, expected, make_linear)
     probe.check_every_layer(declared, handler.observed, states.observed)
+    if config.fused_elementwise and packable:
+        fuse_elementwise(model)
     if make_linear is not plain_linear:
         pack_linears(model, make_linear)
-    if fuse:
+    if config.fused_norms and packable:
         fuse_norms(model)
     observed = dict(handler.observed)
     seat.states = probe.cut_states(states.observed, device)
@@ -167,14 +170,14 @@ def _hook(model: Any, make_linear: LinearMaker, fuse: bool, strict: bool) -> _Ho
         handler.observed.clear()
         return probe.hooked_logits(model, ids, seat)
 
-    if strict:
-        own = [module for module in model.modules() if isinstance(module, (PackedLinear, FusedNorm))]
+    if config.strict:
+        own = [module for module in model.modules() if isinstance(module, (PackedLinear, FusedNorm, FusedGate))]
         mixers = [module for module, _ in find_mixers(model)]
         hold_row_by_row(model, logits_of_cuts, [*own, *mixers], make_linear)
     logits = logits_of_cuts()
     if tap is not None and head is not None:
         logits = torch.cat([tile for _, tile in head(tap.take())], dim=1)
-    changes = "packed weights, fused norms, a tiled output layer and states carried over cuts"
+    changes = "packed weights, fused norms, gates and rotations, a tiled output layer and states carried over cuts"
     probe.check_same(model.dtype, expected_cut, logits, changes)
     return _Hooked(
         entrance=entrance,
