@@ -55,6 +55,7 @@ $(SLOW:%=$(DONE)/%): $(DONE)/%: $(SOURCES) | $(DONE)/test
 
 # --- measurements ---------------------------------------------------------------------------------------------
 
+# Resumable; the first call sets up an environment for each peer, which builds llama.cpp.
 bench: models
 	$(BIN)/python -m ops.bench.run
 
