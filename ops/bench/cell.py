@@ -18,9 +18,10 @@ from typing import Any
 
 from ops.bench.engines import ENGINES
 from ops.bench.machine import cpu_model, engine_tree, git_commit, versions
+from ops.bench.models import model_dir
 from ops.bench.work import Outcome, Setup, Work
 from ops.bench.workloads import WORKLOADS, work_of
-from ops.paths import BENCH, MODELS
+from ops.paths import BENCH
 
 WARM_UP = Work(prompts=[[5, 6, 7, 8], [9, 10, 11, 12, 13]], new_tokens=4)
 """Token ids of no workload: nothing of it is found in the cache later."""
@@ -30,7 +31,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The cell's line. It has a hash of each output's ids, so that engines can be compared row by row."""
     work = work_of(options.workload, options.model, options.rows, options.new_tokens)
     setup = Setup(
-        model_dir=MODELS / options.model,
+        model_dir=model_dir(options.model),
         gguf=BENCH / "gguf" / f"{options.model}.gguf",
         threads=options.threads,
         longest=max(map(len, work.prompts)) + work.new_tokens,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ops.bench.engines import ENGINES, OURS
+from ops.bench.engines import OURS
+from ops.bench.models import HYBRID
 from ops.bench.workloads import WORKLOADS
 
 FEW_ROWS = 32
@@ -35,6 +36,8 @@ class Conditions:
     engine_tree: str
 
     def made(self, line: dict[str, Any]) -> bool:
+        if line["engine"] not in self.versions:
+            return False
         same = line["cpu"] == self.cpu and line["versions"] == self.versions[line["engine"]]
         return same and (line["engine"] != OURS or line["engine_tree"] == self.engine_tree)
 
@@ -75,6 +78,41 @@ def full_and_few(scope: Scope) -> list[Cell]:
     return list(cells.values())
 
 
+SWITCHES = tuple(
+    {"native_attention": native, "allow_block_sharing": sharing}
+    for native in (True, False)
+    for sharing in (True, False)
+)
+
+
+def switches(scope: Scope) -> list[Cell]:
+    """Ours behind the shared examples, with either attention, sharing on and off."""
+    return [
+        Cell(
+            0,
+            model,
+            "few-shot",
+            OURS,
+            min(FEW_ROWS, scope.most_rows or FEW_ROWS),
+            scope.new_tokens,
+            scope.threads,
+            each,
+        )
+        for model in scope.models
+        for each in SWITCHES
+    ]
+
+
+def hybrid(scope: Scope) -> list[Cell]:
+    """A model of layers with a state, against the only peer that runs it here."""
+    rows = min(FEW_ROWS, scope.most_rows or FEW_ROWS)
+    return [
+        Cell(number, HYBRID, "few-shot", engine, rows, scope.new_tokens, scope.threads)
+        for number in range(scope.rounds)
+        for engine in (OURS, "transformers-generate")
+    ]
+
+
 def can_run(engine: str, workload: str) -> bool:
     """llama.cpp is timed on short greedy prompts: it shares no prefix and has another sampler."""
     return engine != "llama.cpp" or workload == "no-share"
@@ -82,5 +120,5 @@ def can_run(engine: str, workload: str) -> bool:
 
 def missing(cells: list[Cell], lines: list[dict[str, Any]], conditions: Conditions) -> list[Cell]:
     """The cells without a line of the same conditions, in their order."""
-    valid = [line for line in lines if line["engine"] in ENGINES and conditions.made(line)]
+    valid = [line for line in lines if line["kind"] == "cell" and conditions.made(line)]
     return [cell for cell in cells if not any(asdict(cell).items() <= line.items() for line in valid)]

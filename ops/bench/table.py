@@ -1,25 +1,19 @@
 """Result lines as a Markdown table: medians over rounds, and how many times faster than each peer.
 
-    python -m ops.bench.table [--results FILE] [--publish]
-
-With --publish the lines become the committed ones of their processor, and the table replaces what stands between the
-two `bench` marks of the README.
+python -m ops.bench.table [--results FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
+import statistics
 from pathlib import Path
 
-from ops.bench.compare import Group, Line, comparable, groups
+from ops.bench.compare import Group, Line, comparable, groups, of_kind
 from ops.bench.engines import ENGINES, OURS
 from ops.bench.workloads import WORKLOADS
-from ops.paths import BENCH, ROOT
-
-MARKS = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
-COMMITTED = ROOT / "ops" / "bench" / "results.jsonl"
+from ops.paths import BENCH
 
 
 def render(lines: list[Line], cpu: str | None = None) -> str:
@@ -31,8 +25,49 @@ def render(lines: list[Line], cpu: str | None = None) -> str:
     header = ["model", "workload", "outputs x new", "rounds", "nightmill tok/s", *(_title(peer) for peer in peers)]
     header += ["hit rate", "share of the limit"]
     table = [header, ["---"] * len(header), *(_row(group, peers) for group in found)]
-    text = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    return f"{text}\n\n{conditions(comparable(lines, cpu))}"
+    return f"{_markdown(table)}\n\n{conditions(comparable(lines, cpu))}"
+
+
+def report(lines: list[Line], cpu: str | None = None) -> str:
+    """Every table that the lines have something for."""
+    parts = [render(lines, cpu), switches_table(lines, cpu), first_token_text(lines, cpu)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def switches_table(lines: list[Line], cpu: str | None = None) -> str:
+    """Ours with either attention, sharing on and off; empty without such lines."""
+    switched = [line for line in comparable(lines, cpu) if line["options"]]
+    if not switched:
+        return ""
+    header = ["model", "attention", "sharing", "generated tokens", "seconds", "tok/s", "peak MiB of keys and values"]
+    rows = [header, ["---"] * len(header)]
+    for line in sorted(switched, key=lambda line: line["model"]):
+        native, sharing = (line["options"][name] for name in ("native_attention", "allow_block_sharing"))
+        rows.append(
+            [
+                *(line["model"], "native" if native else "plain torch", "on" if sharing else "off"),
+                *(str(line["new_tokens"]), f"{line['seconds']:.1f}", f"{line['tok_s']:.1f}"),
+                f"{line['detail']['kv_peak_mib']:.0f}",
+            ]
+        )
+    return _markdown(rows)
+
+
+def first_token_text(lines: list[Line], cpu: str | None = None) -> str:
+    """One sentence; empty without such lines."""
+    found = of_kind(lines, "first-token")
+    cpu = cpu or (found[-1]["cpu"] if found else None)
+    newest = [line for line in found if line["cpu"] == cpu and line["engine_tree"] == found[-1]["engine_tree"]]
+    seconds = {
+        model: statistics.median(line["seconds"] for line in newest if line["model"] == model)
+        for model in sorted({line["model"] for line in newest})
+    }
+    each = ", ".join(f"{one:.1f} s with {model}" for model, one in seconds.items())
+    return f"From the start of a process to the first token, tokenizer included: {each}." if each else ""
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _title(peer: str) -> str:
@@ -95,34 +130,11 @@ def _is_own(line: Line, package: str) -> bool:
     return environment == "ours" or package.startswith(environment.split("-")[0])
 
 
-def publish(results: Path, committed: Path, readme: Path) -> str:
-    """Replace the committed results of this processor by these, and the README's table by theirs."""
-    lines = _read(results)
-    cpu = lines[-1]["cpu"]
-    kept = [line for line in _read(committed) if line["cpu"] != cpu]
-    mine = comparable(lines, cpu) + [line for line in lines if line["kind"] != "cell" and line["cpu"] == cpu]
-    committed.write_text("".join(json.dumps(line) + "\n" for line in kept + mine))
-    table = render(mine)
-    text, count = MARKS.subn(lambda marks: f"{marks[1]}{table}\n{marks[2]}", readme.read_text())
-    if count != 1:
-        raise SystemExit(f"{readme} has no <!-- bench --> ... <!-- /bench --> marks")
-    readme.write_text(text)
-    return table
-
-
-def _read(path: Path) -> list[Line]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Print the results as a table, or publish them in the README.")
+    parser = argparse.ArgumentParser(description="Print the results as a table.")
     parser.add_argument("--results", type=Path, default=BENCH / "cells.jsonl")
-    parser.add_argument("--publish", action="store_true", help="into README.md and ops/bench/results.jsonl")
     options = parser.parse_args()
-    if options.publish:
-        print(publish(options.results, COMMITTED, ROOT / "README.md"))
-    else:
-        print(render(_read(options.results)))
+    print(report([json.loads(line) for line in options.results.read_text().splitlines()]))
 
 
 if __name__ == "__main__":

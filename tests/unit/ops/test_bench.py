@@ -7,9 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from ops.bench import quick
 from ops.bench.compare import comparable, groups
-from ops.bench.table import publish, render
+from ops.bench.machine import cpu_model
+from ops.bench.plot import panels
+from ops.bench.publish import PLOT, merge, write_table
+from ops.bench.run import read_lines
+from ops.bench.table import render, report
 from tests.unit.ops.bench_lines import line
+
+
+def write(path: Path, lines: list[dict[str, object]]) -> None:
+    path.write_text("".join(json.dumps(found) + "\n" for found in lines))
 
 
 def test_the_ratio_is_that_of_the_medians_over_rounds():
@@ -70,13 +79,88 @@ def test_ours_of_another_engine_tree_is_another_program_and_a_peer_is_not():
 
 
 def test_publishing_replaces_the_lines_of_this_processor_alone(tmp_path: Path):
-    results, committed, readme = (tmp_path / name for name in ("cells.jsonl", "results.jsonl", "README.md"))
-    results.write_text(json.dumps(line("nightmill", 1.0)) + "\n")
-    before = [line("nightmill", 2.0), line("nightmill", 3.0, cpu="another CPU")]
-    committed.write_text("".join(json.dumps(old) + "\n" for old in before))
+    results, committed = tmp_path / "cells.jsonl", tmp_path / "results.jsonl"
+    write(results, [line("nightmill", 1.0)])
+    write(committed, [line("nightmill", 2.0), line("nightmill", 3.0, cpu="another CPU")])
+
+    lines = merge(results, committed)
+
+    assert lines == [line("nightmill", 1.0)]
+    assert [found["seconds"] for found in read_lines(committed)] == [3.0, 1.0]
+
+
+def test_the_table_is_put_between_the_marks(tmp_path: Path):
+    readme = tmp_path / "README.md"
     readme.write_text("# Title\n<!-- bench -->\nold\n<!-- /bench -->\nend\n")
 
-    table = publish(results, committed, readme)
+    write_table([line("nightmill", 1.0)], readme)
 
-    assert [json.loads(text)["seconds"] for text in committed.read_text().splitlines()] == [3.0, 1.0]
+    table = f"{report([line('nightmill', 1.0)])}\n\n{PLOT}"
     assert readme.read_text() == f"# Title\n<!-- bench -->\n{table}\n<!-- /bench -->\nend\n"
+
+
+def test_a_readme_without_marks_is_refused(tmp_path: Path):
+    readme = tmp_path / "README.md"
+    readme.write_text("# Title\n")
+
+    with pytest.raises(SystemExit, match="has no <!-- bench --> "):
+        write_table([line("nightmill", 1.0)], readme)
+
+
+def test_switches_have_a_table_of_their_own_and_are_not_among_the_peers():
+    off = {"native_attention": False, "allow_block_sharing": True}
+    switched = line("nightmill", 4.0, options=off, new_tokens=16, detail={"kv_peak_mib": 12.4})
+
+    tables = report([switched])
+
+    assert tables.startswith("no results yet")
+    assert "| tiny | plain torch | on | 16 | 4.0 | 4.0 | 12 |" in tables
+
+
+def test_the_first_token_is_told_in_medians_of_the_newest_engine():
+    made = {"kind": "first-token"}
+    older = [line("nightmill", 9.0, engine_tree="old") | made]
+    newer = [line("nightmill", seconds, number=number) | made for number, seconds in enumerate((2.0, 1.0, 3.0))]
+
+    text = report(older + newer)
+
+    assert text.endswith("From the start of a process to the first token, tokenizer included: 2.0 s with tiny.")
+
+
+def test_the_quick_report_shows_the_committed_figures_of_this_processor():
+    limit = line("nightmill", 0.5) | {"kind": "limit"}
+    now = [line("nightmill", 1.0), line("transformers-cb", 3.0), limit]
+    committed = [line("nightmill", 0.8), line("transformers-cb", 3.2), limit, line("nightmill", 9.0, cpu="another CPU")]
+
+    title, row = quick.report(now, committed).splitlines()
+
+    assert title == "a CPU; committed figures of it: 2030-01-02"
+    assert row == (
+        "tiny few-shot 2 x 8: 16.0 tok/s (committed 20.0), "
+        "50% of the limit (committed 62%), 3.00x transformers-cb (committed 4.00x)"
+    )
+
+
+def test_the_quick_report_stands_alone_on_a_processor_without_committed_figures():
+    text = quick.report([line("nightmill", 1.0)], [line("nightmill", 1.0, cpu="another CPU")])
+
+    assert text == "a CPU; committed figures of it: none\ntiny few-shot 2 x 8: 16.0 tok/s"
+
+
+def test_the_plot_has_a_bar_per_engine_and_the_limit_of_each_work():
+    limit = line("nightmill", 0.5) | {"kind": "limit"}
+
+    (panel,) = panels([line("nightmill", 1.0), line("vllm", 2.0), limit])
+
+    assert panel.works == ("few-shot\n2 x 8",)
+    assert panel.speeds == {("few-shot\n2 x 8", "nightmill"): 16.0, ("few-shot\n2 x 8", "vllm"): 8.0}
+    assert panel.limits == {"few-shot\n2 x 8": 32.0}
+
+
+def test_a_processor_is_named_with_what_its_marketing_name_leaves_out(tmp_path: Path):
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
+        "processor\t: 0\ncpu family\t: 26\nmodel\t\t: 2\nmodel name\t: AMD EPYC\nflags\t\t: fma avx2 avx512f\n"
+    )
+
+    assert cpu_model(cpuinfo) == "AMD EPYC (family 26, model 2, AVX-512)"

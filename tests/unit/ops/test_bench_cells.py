@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ops.bench.cells import Cell, Conditions, Scope, full_and_few, missing
+from dataclasses import fields
+
+from engine.config import EngineConfig
+from ops.bench.cells import Cell, Conditions, Scope, full_and_few, hybrid, missing, switches
 from tests.unit.ops.bench_lines import line
 
 HERE = Conditions(
@@ -70,3 +73,18 @@ def test_a_cell_with_other_switches_is_another_cell():
     switched = Cell(0, "tiny", "few-shot", "nightmill", 2, 8, 1, {"use_prefix_sharing": False})
 
     assert missing([switched], [line("nightmill", 1.0)], HERE) == [switched]
+
+
+def test_each_attention_is_measured_with_sharing_on_and_off():
+    cells = switches(scope("nightmill"))
+
+    assert [tuple(cell.options.values()) for cell in cells] == [
+        (True, True), (True, False), (False, True), (False, False)
+    ]  # fmt: skip
+    assert all(set(cell.options) <= {field.name for field in fields(EngineConfig)} for cell in cells)
+
+
+def test_the_hybrid_model_meets_static_generate_in_each_round():
+    cells = hybrid(scope("nightmill", rounds=2))
+
+    assert [cell.engine for cell in cells] == ["nightmill", "transformers-generate"] * 2
