@@ -10,7 +10,7 @@ SOURCES := $(shell find engine storage jobs migrations ops tests -name '*.py' -o
            nightmill.py submit_job.py pyproject.toml constraints.txt
 SLOW    := $(sort $(shell grep -rl --include='*.py' 'mark\.slow' tests | cut -d/ -f2))
 
-.PHONY: install models demo check test test-all bench clean
+.PHONY: install models demo check test test-all bench bench-quick bench-publish clean
 
 install: $(STAMP)
 
@@ -55,8 +55,18 @@ $(SLOW:%=$(DONE)/%): $(DONE)/%: $(SOURCES) | $(DONE)/test
 
 # --- measurements ---------------------------------------------------------------------------------------------
 
+# Resumable; the first call sets up an environment for each peer, which builds llama.cpp.
 bench: models
 	$(BIN)/python -m ops.bench.run
+
+# Share of the limit and ratio to transformers, beside the last committed ones of this processor.
+bench-quick: models
+	$(BIN)/python -m ops.bench.quick
+
+# The results of `bench` and `bench-quick` become the committed ones of this processor: table, lines, plot.
+bench-publish: install
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m ops.bench.publish
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache $(DONE)

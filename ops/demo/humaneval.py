@@ -25,15 +25,17 @@ def problems() -> list[Problem]:
 
 
 def few_shot_problems() -> list[Problem]:
-    """The 158 problems after the first six, each behind these six with their solutions.
+    """The 158 problems after the first six, each behind these six with their solutions."""
+    return behind_examples(problems()[NUM_EXAMPLES:])
+
+
+def behind_examples(rows: list[Problem]) -> list[Problem]:
+    """Each behind the first six problems with their solutions.
 
     The shared prefix is longer than 900 tokens with either demo model: longer than the sliding window of Gemma 3.
     """
-    tasks = _tasks()
-    prefix = "".join(f"{task['prompt']}{task['canonical_solution']}\n\n" for task in tasks[:NUM_EXAMPLES])
-    return [
-        Problem(problem.task_id, problem.entry_point, prefix + problem.prompt) for problem in problems()[NUM_EXAMPLES:]
-    ]
+    prefix = "".join(f"{task['prompt']}{task['canonical_solution']}\n\n" for task in _tasks()[:NUM_EXAMPLES])
+    return [Problem(row.task_id, row.entry_point, prefix + row.prompt) for row in rows]
 
 
 def _tasks() -> list[Mapping[str, str]]:

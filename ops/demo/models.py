@@ -19,8 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-ROOT = Path(__file__).parents[2]
-MODELS = ROOT / ".cache" / "models"
+from ops.paths import MODELS, ROOT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
