@@ -4,6 +4,8 @@ StorageError
 ├── InputInvalid      the input cannot be read as prompts; has a `code`
 ├── OutputConflict    the output directory belongs to another job, or cannot be written
 ├── NoSuchJob
+├── NoSuchDataset     no run of this data set is current yet
+├── DatasetBusy       another process changes the data set for too long
 ├── JobConflict       the same run key or output with another specification
 ├── Fenced            a newer epoch owns the shard or job; stop, delete own files
 ├── SchemaOutdated    the database has an older or newer schema than this program
@@ -31,6 +33,14 @@ class OutputConflict(StorageError):
 
 class NoSuchJob(StorageError):
     """There is no job with this id."""
+
+
+class NoSuchDataset(StorageError):
+    """No run of this data set is current yet."""
+
+
+class DatasetBusy(StorageError):
+    """Another process changes this data set now; trying again later may help."""
 
 
 class JobConflict(StorageError):

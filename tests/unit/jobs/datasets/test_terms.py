@@ -28,7 +28,7 @@ def test_terms_survive_their_way_through_json() -> None:
 def test_an_unknown_option_is_refused_by_its_name() -> None:
     given = {"min_sucess_rate": 0.9}
 
-    with pytest.raises(ValueError, match="'min_sucess_rate'.*min_success_rate"):
+    with pytest.raises(ValueError, match=r"'min_sucess_rate'.*min_success_rate"):
         DatasetTerms.from_dict(given)
 
 
