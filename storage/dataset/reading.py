@@ -42,7 +42,7 @@ def open_dataset(folder: Path) -> ds.Dataset:
 class CurrentFile:
     """A data part of a current run, where it is now."""
 
-    label: str
+    label: str | None
     path: Path
 
 
