@@ -20,6 +20,7 @@ NAMES = (
     *("commit.before_sql", "commit.after_sql"),
     *("publish.before_parts", "publish.after_parts", "publish.before_manifest", "publish.after_manifest"),
     *("publish.before_sql", "publish.after_sql", "dispatch.after_sql"),
+    *("fire.before_sql", "fire.after_sql"),
 )
 
 
