@@ -52,6 +52,12 @@ class Settings(BaseSettings):
     watch_seconds: float = 0.5  # between two looks at a job that is waited for
     engine_factory: str = "jobs.engines:real_engine"  # dotted path; tests name a fake one
 
+    # --- data sets --------------------------------------------------------------------------------------------
+    dataset_checks: str = ""  # functions that a data set may name as a gate: package.module:function, with commas
+    webhook_timeout_seconds: float = 10.0
+    webhook_tries: int = 4
+    webhook_pause_seconds: float = 1.0  # before the second try; then twice as long each time
+
     # --- tests ------------------------------------------------------------------------------------------------
     failpoints: str = ""  # where to die, see storage.failpoints
 
@@ -81,6 +87,11 @@ class Settings(BaseSettings):
     def batch_target(self) -> int:
         """Sequences in flight below which a worker takes another shard."""
         return 2 * self.max_sequences
+
+    @property
+    def allowed_checks(self) -> frozenset[str]:
+        """`dataset_checks`, one by one."""
+        return frozenset(filter(None, (check.strip() for check in self.dataset_checks.split(","))))
 
     @property
     def embedded(self) -> bool:

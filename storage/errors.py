@@ -4,6 +4,8 @@ StorageError
 ├── InputInvalid      the input cannot be read as prompts; has a `code`
 ├── OutputConflict    the output directory belongs to another job, or cannot be written
 ├── NoSuchJob
+├── NoSuchDataset     no run of this data set is current yet
+├── DatasetBusy       another process changes the data set for too long
 ├── JobConflict       the same run key or output with another specification
 ├── NoSuchSchedule
 ├── ScheduleConflict  the name or data set belongs to another schedule, or it was changed meanwhile
@@ -33,6 +35,14 @@ class OutputConflict(StorageError):
 
 class NoSuchJob(StorageError):
     """There is no job with this id."""
+
+
+class NoSuchDataset(StorageError):
+    """No run of this data set is current yet."""
+
+
+class DatasetBusy(StorageError):
+    """Another process changes this data set now; trying again later may help."""
 
 
 class JobConflict(StorageError):
