@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 
 from jobs.datasets.observed import Observed, observe
 from jobs.datasets.terms import DatasetTerms
 from storage.dataset.names import LABEL_COLUMN
+from storage.parquet.sealed import open_sealed
 
 SHOWN = 500  # characters of what a check says
 
@@ -41,20 +41,11 @@ class GateResult:
         return GateResult(**fields)
 
 
-def evaluate(
-    files: Sequence[Path], terms: DatasetTerms, *, beside: Mapping[str, Path], allowed: Set[str]
-) -> tuple[GateResult, ...]:
-    """Every gate of the terms over the data parts of a run, also behind one that did not pass.
-
-    `beside`: a part of each other current run, by label; all must fit into one table. `allowed`: the checks that the
-    settings let us call. Raises FileDamaged.
-    """
+def evaluate(files: Sequence[Path], terms: DatasetTerms, allowed: Set[str]) -> tuple[GateResult, ...]:
+    """Every gate of the terms over the data parts of a run, also behind one that did not pass. `allowed`: the checks
+    that the settings let us call. Raises FileDamaged."""
     observed = observe(files, count_repeats=terms.max_duplicate_share is not None)
-    return (
-        _columns(pq.read_schema(files[0]), beside),
-        *bounds(observed, terms),
-        *(call_check(check, files, allowed) for check in terms.checks),
-    )
+    return (*bounds(observed, terms), *(call_check(check, files, allowed) for check in terms.checks))
 
 
 def bounds(observed: Observed, terms: DatasetTerms) -> Iterator[GateResult]:
@@ -103,19 +94,26 @@ def _why_not(check: str, files: Sequence[Path], allowed: Set[str]) -> str:
     return found if isinstance(found, str) and found else f"{check} returned {found!r}"
 
 
-def _columns(schema: pa.Schema, beside: Mapping[str, Path]) -> GateResult:
-    """All current runs are read as one table, so a column has one type in all of them."""
+def columns(file: Path, beside: Mapping[str, Path]) -> GateResult:
+    """All current runs are read as one table, so a column has one type in all of them. `beside`: a part of each other
+    run, by label. Raises FileDamaged."""
+    schema = _schema(file)
     name, wanted = "columns", "the types of the other current runs"
     if LABEL_COLUMN in schema.names:
         why = f"the column {LABEL_COLUMN} is the run's label in a data set; rename it in the input, or do not keep it"
         return GateResult(name=name, passed=False, observed=None, wanted=wanted, why=why)
     types = {field.name: field.type for field in schema}
-    for label, file in beside.items():
-        for field in pq.read_schema(file):
+    for label, other in beside.items():
+        for field in _schema(other):
             if types.get(field.name, field.type) != field.type:
                 why = f"the column {field.name} is {types[field.name]} here and {field.type} in the run of {label}"
                 return GateResult(name=name, passed=False, observed=None, wanted=wanted, why=why)
     return GateResult(name=name, passed=True, observed=None, wanted=wanted)
+
+
+def _schema(file: Path) -> pa.Schema:
+    with open_sealed(file) as part:
+        return part.schema_arrow
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -36,6 +36,7 @@ class DatasetStore:
     def __init__(self, folder: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self.folder = folder
         self._lock_seconds = lock_seconds
+        self._lock = FileLock(folder / names.LOCK, timeout=lock_seconds)  # this thread may take it again
 
     def run_folder(self, label: str, run: str) -> Path:
         assert names.is_name(label), f"no label can be called {label!r}"
@@ -48,6 +49,14 @@ class DatasetStore:
             return read_current(self.folder)
         except NoSuchDataset:
             return Current()
+
+    def settle(self, decide: Callable[[Current], Verdict], now: datetime) -> Verdict:
+        """Decide on a run with nobody else at it, and take it in if it is accepted; the verdict that stands."""
+        with self._locked():
+            verdict = self.judge(decide(self.current()))
+            if verdict.accepted:
+                self.take(verdict, now)
+            return verdict
 
     def judge(self, verdict: Verdict) -> Verdict:
         """Record the verdict, unless there is one on this generation: the first one stands, and is returned."""
@@ -152,7 +161,7 @@ class DatasetStore:
     def _locked(self) -> Iterator[None]:
         make_folder(self.folder)
         try:
-            with FileLock(self.folder / names.LOCK, timeout=self._lock_seconds):
+            with self._lock:
                 yield
         except Timeout:
             raise DatasetBusy(

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.datasets.gates import GateResult, bounds, call_check, evaluate
+from jobs.datasets.gates import GateResult, bounds, call_check, columns, evaluate
 from jobs.datasets.observed import Observed, observe
 from jobs.datasets.terms import DatasetTerms
 from jobs.settings import Settings
@@ -74,9 +74,9 @@ def test_each_bound_passes_on_one_side_and_says_why_on_the_other(
 def test_a_run_without_rows_passes_every_bound(tmp_path: Path) -> None:
     terms = DatasetTerms(min_success_rate=1, min_mean_tokens=5, max_cut_share=0, max_duplicate_share=0)
 
-    results = evaluate([write(tmp_path / "0.parquet", [])], terms, beside={}, allowed=set())
+    results = evaluate([write(tmp_path / "0.parquet", [])], terms, set())
 
-    assert len(results) == 5
+    assert len(results) == 4
     assert all(result.passed for result in results)
 
 
@@ -122,7 +122,7 @@ def test_a_run_whose_columns_do_not_fit_the_other_runs_is_refused(tmp_path: Path
     before = write(tmp_path / "a.parquet", ["x"], score=[1.5])
     today = write(tmp_path / "b.parquet", ["x"], score=["high"])
 
-    (result,) = evaluate([today], DatasetTerms(), beside={"2026-11-26": before}, allowed=set())
+    result = columns(today, {"2026-11-26": before})
 
     assert not result.passed
     assert result.why == "the column score is string here and double in the run of 2026-11-26"
@@ -131,7 +131,7 @@ def test_a_run_whose_columns_do_not_fit_the_other_runs_is_refused(tmp_path: Path
 def test_an_input_column_with_the_name_of_the_label_is_refused(tmp_path: Path) -> None:
     today = write(tmp_path / "b.parquet", ["x"], dt=["2026"])
 
-    (result,) = evaluate([today], DatasetTerms(), beside={}, allowed=set())
+    result = columns(today, {})
 
     assert not result.passed
     assert "rename it" in result.why
