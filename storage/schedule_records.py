@@ -31,6 +31,7 @@ class NewSchedule:
     catch_up_limit: int = 1  # of `all`
     overlap: Overlap = "queue"
     max_active: int = 1
+    only_new: bool = False
     deadline_seconds: float | None = None
     input_wait_seconds: float = 0.0
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     Double,
     ForeignKey,
@@ -16,6 +17,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -40,6 +42,7 @@ schedules = Table(
     _integer("catch_up_limit", 1),
     Column("overlap", String, nullable=False),  # skip, queue, cancel_previous
     _integer("max_active", 1),
+    Column("only_new", Boolean, nullable=False, server_default=false()),  # rows that no earlier run has generated
     Column("deadline_seconds", Double),  # of a run's job, from its creation
     Column("input_wait_seconds", Double, nullable=False, server_default=text("0")),
     _integer("revision", 1),  # raised by every change

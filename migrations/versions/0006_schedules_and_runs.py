@@ -28,6 +28,7 @@ def upgrade() -> None:
         _integer("catch_up_limit", 1),
         sa.Column("overlap", sa.String(), nullable=False),
         _integer("max_active", 1),
+        sa.Column("only_new", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("deadline_seconds", sa.Double()),
         _zero("input_wait_seconds", sa.Double()),
         _integer("revision", 1),

@@ -21,12 +21,12 @@ from storage.states import JOB_FINAL, RUN_ACTIVE, RUN_FINAL, RUN_PENDING, RunSta
 from storage.tables import jobs
 
 
-def _selected() -> Select[Any]:
+def selected() -> Select[Any]:
     return select(runs, schedules.c.name.label("schedule_name")).join(schedules)
 
 
 def get(conn: Connection, run: RunRowId) -> Run:
-    row = conn.execute(_selected().where(runs.c.id == run)).one_or_none()
+    row = conn.execute(selected().where(runs.c.id == run)).one_or_none()
     if row is None:
         raise NoSuchSchedule(f"there is no run {run}; `nightmill schedule show` lists those of a schedule")
     return as_run(row)
@@ -34,14 +34,14 @@ def get(conn: Connection, run: RunRowId) -> Run:
 
 def of_schedule(conn: Connection, schedule_id: ScheduleId, labels: Collection[str] | None, limit: int) -> list[Run]:
     """Newest label first."""
-    query = _selected().where(runs.c.schedule_id == schedule_id).order_by(runs.c.label.desc()).limit(limit)
+    query = selected().where(runs.c.schedule_id == schedule_id).order_by(runs.c.label.desc()).limit(limit)
     return [as_run(row) for row in conn.execute(query if labels is None else query.where(runs.c.label.in_(labels)))]
 
 
 def pending(conn: Connection) -> list[Run]:
     """Runs without a job, of schedules that are not paused, in the order in which they start."""
     rows = conn.execute(
-        _selected()
+        selected()
         .where(runs.c.state.in_(RUN_PENDING), schedules.c.paused_at.is_(None))
         .order_by(runs.c.schedule_id, runs.c.rank, runs.c.slot)
     )
@@ -50,7 +50,7 @@ def pending(conn: Connection) -> list[Run]:
 
 def active(conn: Connection, schedule_id: ScheduleId) -> list[Run]:
     rows = conn.execute(
-        _selected().where(runs.c.schedule_id == schedule_id, runs.c.state.in_(RUN_ACTIVE)).order_by(runs.c.slot)
+        selected().where(runs.c.schedule_id == schedule_id, runs.c.state.in_(RUN_ACTIVE)).order_by(runs.c.slot)
     )
     return [as_run(row) for row in rows]
 
@@ -145,8 +145,10 @@ def begin(conn: Connection, run: RunRowId, attempt: int, job: NewJob, run_id: st
 
 
 def _has_place(conn: Connection, schedule_id: ScheduleId, backfill: str | None, most: int) -> bool:
-    """A backfill and the schedule's own runs have places of their own: neither holds the other up."""
-    kind = runs.c.backfill.is_(None) if backfill is None else runs.c.backfill.is_not(None)
+    """A backfill and the schedule's own runs have places of their own: neither holds the other up. But of runs that
+    leave out what others have generated, one must have ended before the next begins."""
+    in_turn = select(schedules.c.only_new).where(schedules.c.id == schedule_id).scalar_subquery()
+    kind = or_(in_turn, runs.c.backfill.is_(None) if backfill is None else runs.c.backfill.is_not(None))
     taken = conn.scalar(
         select(func.count())
         .select_from(runs)
@@ -185,7 +187,7 @@ def _unsettled() -> ColumnElement[bool]:
 
 def unsettled(conn: Connection) -> list[Run]:
     """Runs whose job has ended and that nobody settles."""
-    return [as_run(row) for row in conn.execute(_selected().where(_unsettled()).order_by(runs.c.slot, runs.c.id))]
+    return [as_run(row) for row in conn.execute(selected().where(_unsettled()).order_by(runs.c.slot, runs.c.id))]
 
 
 def claim(conn: Connection, run: Run, owner: str, lease_seconds: float) -> int | None:
@@ -260,36 +262,6 @@ def _fenced(conn: Connection, run: RunRowId, epoch: int, wish: str) -> Fenced:
     return Fenced(
         f"run {now_is.label} of schedule {now_is.schedule} is {now_is.state} under epoch {now_is.epoch};"
         f" epoch {epoch} may not {wish}"
-    )
-
-
-# --- what the webhook has to be told --------------------------------------------------------------------------------
-
-
-def unsent(conn: Connection, most_tries: int) -> list[Run]:
-    rows = conn.execute(
-        _selected()
-        .where(
-            runs.c.notice.is_not(None),
-            runs.c.noticed_at.is_(None),
-            runs.c.notice_tries < most_tries,
-            or_(runs.c.notice_after == 0, runs.c.notice_after < now()),
-        )
-        .order_by(runs.c.id)
-    )
-    return [as_run(row) for row in rows]
-
-
-def note_notice(conn: Connection, run: Run, error: str | None, delay_seconds: float) -> None:
-    conn.execute(
-        update(runs)
-        .where(runs.c.id == run.id, runs.c.attempt == run.attempt)
-        .values(
-            notice_tries=runs.c.notice_tries + 1,
-            notice_error=error,
-            notice_after=now() + delay_seconds,
-            noticed_at=now() if error is None else None,
-        )
     )
 
 

@@ -10,10 +10,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from storage import failpoints
+from storage import schedule_tables as tables
 from storage.database import Database, now
 from storage.errors import NoSuchSchedule, ScheduleConflict
 from storage.records import NewJob
-from storage.repository import runs, schedules
+from storage.repository import notices, runs, schedules
 from storage.schedule_records import NewRun, NewSchedule, Notice, Run, RunRowId, Schedule, ScheduleId
 from storage.states import RunState
 
@@ -76,6 +77,11 @@ class ScheduleMoves:
         """All that were not removed, by name."""
         with self._db.read() as conn:
             return schedules.every(conn)
+
+    def has_schedules(self) -> bool:
+        """Were there ever any? Also those that were removed may have runs at work."""
+        with self._db.read() as conn:
+            return conn.execute(select(tables.schedules.c.id).limit(1)).one_or_none() is not None
 
     def find_schedule(self, name: str) -> Schedule | None:
         with self._db.read() as conn:
@@ -198,16 +204,21 @@ class ScheduleMoves:
         with self._db.read() as conn:
             return runs.unsettled(conn)
 
+    def has_run_ends(self, most_tries: int) -> bool:
+        """Is there a run to be settled, or a notice to be sent?"""
+        with self._db.read() as conn:
+            return bool(runs.unsettled(conn) or notices.unsent(conn, most_tries))
+
     # --- notices --------------------------------------------------------------------------------------------
     def unsent_notices(self, most_tries: int) -> list[Run]:
         """Runs of which a webhook is still to be told, and whose turn has come."""
         with self._db.read() as conn:
-            return runs.unsent(conn, most_tries)
+            return notices.unsent(conn, most_tries)
 
     def note_notice(self, run: Run, *, error: str | None, delay_seconds: float = 0.0) -> None:
         """It was sent, or not, and then not before `delay_seconds` again."""
         with self._db.write() as conn:
-            runs.note_notice(conn, run, error, delay_seconds)
+            notices.note(conn, run, error, delay_seconds)
 
     def _taken(self, new: NewSchedule) -> ScheduleConflict:
         if self.find_schedule(new.name) is not None:

@@ -19,10 +19,27 @@ LABELS = [slot.label for slot in NIGHTS]
 def run(label: str, state: RunState, **changes: Any) -> Run:
     moment = datetime(2026, 11, 1, tzinfo=UTC)
     values: dict[str, Any] = {
-        "id": RunRowId(1), "schedule_id": ScheduleId(1), "schedule": "nightly", "label": label, "slot": label,
-        "logical_time": moment, "state": state, "cause": "schedule", "attempt": 1, "run_id": None, "job_id": None,
-        "max_active": 1, "rank": 0, "backfill": None, "wait_until": None, "epoch": 0, "gates": None,
-        "reason": None, "created_at": moment, "started_at": None, "finished_at": None,
+        "id": RunRowId(1),
+        "schedule_id": ScheduleId(1),
+        "schedule": "nightly",
+        "label": label,
+        "slot": label,
+        "logical_time": moment,
+        "state": state,
+        "cause": "schedule",
+        "attempt": 1,
+        "run_id": None,
+        "job_id": None,
+        "max_active": 1,
+        "rank": 0,
+        "backfill": None,
+        "wait_until": None,
+        "epoch": 0,
+        "gates": None,
+        "reason": None,
+        "created_at": moment,
+        "started_at": None,
+        "finished_at": None,
     }
     return Run(**values | changes)
 
