@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+import tomllib
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import date
 from pathlib import Path
@@ -110,6 +111,25 @@ def options_of(declared: NewSchedule, slot: Slot, run_id: str) -> SubmitOptions:
         deadline=None if declared.deadline_seconds is None else f"{declared.deadline_seconds:f}s",
         idempotency_key=f"schedule {declared.name} {slot.label} {run_id}",
     )
+
+
+def set_options(table: dict[str, Any], pairs: Sequence[str]) -> dict[str, Any]:
+    """The table with `job.max_tokens=64` and the like: values as in TOML, anything else is text. Raises ValueError."""
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set is {pair!r}; write it as NAME=VALUE")
+        inner = table
+        *path, last = name.strip().split(".")
+        for step in path:
+            inner = inner.setdefault(step, {})
+            if not isinstance(inner, dict):
+                raise ValueError(f"--set is {pair!r}, and {step} is no table")
+        try:
+            inner[last] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            inner[last] = text
+    return table
 
 
 def is_dated_input(declared: NewSchedule) -> bool:
