@@ -13,9 +13,10 @@ from jobs.columns import Columns, choose_columns
 from jobs.deadline import Deadline, parse_deadline
 from jobs.intake import RowEncoder
 from jobs.models import ResolvedModel, model_files, resolve_model
+from jobs.onlynew import choose_new
 from jobs.options import MOST_SHARDS, SHARD_ROWS, SHARD_TOKENS, SubmitOptions, changed_keys, derive_seed, hash_spec
 from jobs.planner import CutLimits, Int64s
-from jobs.planning import PlanTask
+from jobs.planning import PlanTask, Progress
 from jobs.prompts import PromptEncoder
 from jobs.sampling import SamplingInvalid, check_overrides
 from jobs.settings import Settings
@@ -73,8 +74,18 @@ class Submission:
             tags=dict(options.tags),
         )
 
-    def plan_task(self, path: Path, key: str = layout.PLAN, only: Int64s | None = None) -> PlanTask:
-        """What to plan into the file `path`, `key` in SQL; spill files go beside it. `only`: these rows."""
+    def new_rows(self, progress: Progress) -> Int64s | None:
+        """Which rows of the input are new, if only those are asked for. Raises InputInvalid, FileDamaged."""
+        options = self.options
+        if options.only_new is None:
+            return None
+        return choose_new(self.inputs, self.columns, options.only_new, limit=options.limit, progress=progress)
+
+    def plan_task(
+        self, path: Path, key: str = layout.PLAN, *, chosen: Int64s | None, only: Int64s | None = None
+    ) -> PlanTask:
+        """What to plan into the file `path`, `key` in SQL; spill files go beside it. `chosen`: see `new_rows`. `only`:
+        these rows of the job."""
         options, settings = self.options, self.settings
         # Half a batch target: smaller shards would be claimed and committed more often than they keep a batch full.
         min_rows = max(1, settings.max_sequences // 2)
@@ -85,7 +96,7 @@ class Submission:
             path=path,
             key=key,
             scratch=path.parent,
-            limit=options.limit,
+            limit=options.limit if chosen is None else None,
             order=options.order,
             cut=CutLimits(
                 budget_tokens=options.shard_tokens or SHARD_TOKENS,
@@ -93,6 +104,7 @@ class Submission:
                 max_rows=max(options.shard_rows or SHARD_ROWS, min_rows),
             ),
             most_shards=None if options.shard_tokens or options.shard_rows else MOST_SHARDS,
+            chosen=chosen,
             only=only,
         )
 

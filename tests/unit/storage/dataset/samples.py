@@ -84,10 +84,16 @@ def publish_night(
 
 
 def take_night(
-    dataset: Path, label: str, run: str = "1", rows: int = 6, at: datetime = NOON, accepted: bool = True
+    dataset: Path,
+    label: str,
+    run: str = "1",
+    rows: int = 6,
+    at: datetime = NOON,
+    accepted: bool = True,
+    columns: Mapping[str, Any] | None = None,
 ) -> Night:
     """Published, judged and, if it is accepted, current."""
-    night = publish_night(dataset, label, run, rows)
+    night = publish_night(dataset, label, run, rows, columns)
     store = DatasetStore(dataset)
     verdict = store.judge(night.verdict(accepted, at))
     if accepted:
