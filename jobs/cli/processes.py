@@ -1,4 +1,4 @@
-"""Commands that run until they are stopped: worker, reconciler, flower."""
+"""Commands that run until they are stopped: worker, reconciler, beat, flower, and up for all of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jobs.exits import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (worker, reconciler, flower):
+    for command in (worker, reconciler, beat, flower):
         app.command()(command)
 
 
@@ -59,6 +59,15 @@ def reconciler() -> None:
     with announced(found.settings, found.database_url):
         code = run_reconciler(found.settings)
     raise typer.Exit(code)
+
+
+def beat() -> None:
+    """Ask every 30 seconds for a look at the schedules. A second one is harmless, and so is none: reconcilers look
+    as well."""
+    _log_to_stderr()
+    from jobs.beat import run_beat
+
+    raise typer.Exit(run_beat(place.find().settings))
 
 
 def flower(

@@ -58,6 +58,9 @@ class FakeSql:
     def unplanned_jobs(self, idle_seconds: float) -> list[object]:
         return []
 
+    def has_schedules(self) -> bool:
+        return False
+
     def renew_job(self, job_id: int, epoch: int, lease_seconds: float) -> None:
         self.asked.append("renew")
 
