@@ -26,6 +26,7 @@ from storage.dataset.verdicts import Verdict, read_verdict, verdicts
 from storage.durable import create_exclusive, make_folder, sha256_file, sync_folder, write_atomic
 from storage.errors import DatasetBusy, FileDamaged, NoSuchDataset
 from storage.parquet.generations import Generation, listed_file
+from storage.parquet.manifest import newest_generation
 
 LOCK_SECONDS = 60.0  # what is done under the lock are a few small files
 
@@ -175,9 +176,11 @@ def _at_work(out: Path) -> bool:
 
 
 def _problems(dataset: Path, run: CurrentRun) -> Iterator[str]:
-    out = dataset / run.folder
-    manifest = out / layout.manifest_generation(run.generation)
-    if not manifest.is_file() or sha256_file(manifest) != run.manifest_sha256:
+    """If its rows ran again, the newest generation counts: it has the same parts with the same rows."""
+    out, generation = dataset / run.folder, max(run.generation, newest_generation(dataset / run.folder))
+    manifest = out / layout.manifest_generation(generation)
+    is_another = generation == run.generation and manifest.is_file() and sha256_file(manifest) != run.manifest_sha256
+    if not manifest.is_file() or is_another:
         yield f"{manifest} is missing or is not what was taken in"
         return
     parts = json.loads(manifest.read_bytes())["parts"]
@@ -186,7 +189,7 @@ def _problems(dataset: Path, run: CurrentRun) -> Iterator[str]:
     if sum(part["rows"] for part in parts) != run.rows:
         yield f"{run.folder} counts {run.rows} rows, its manifest another number"
     for part in parts:
-        path = listed_file(out, run.generation, part["path"])
+        path = listed_file(out, generation, part["path"])
         if not path.is_file():
             yield f"{path} is missing"
         elif pq.read_metadata(path).num_rows != part["rows"]:

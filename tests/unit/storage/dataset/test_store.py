@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from storage import layout
 from storage.dataset import names
 from storage.dataset.card import card_bytes
 from storage.dataset.current import Current, CurrentRun, read_current
@@ -17,6 +18,7 @@ from storage.dataset.retention import Retention
 from storage.dataset.store import DatasetStore
 from storage.durable import write_atomic
 from storage.errors import DatasetBusy, FileDamaged, NoSuchDataset
+from storage.parquet.generations import collect
 from tests.unit.storage.dataset.samples import NOON, days, publish_night, take_night
 
 MONDAY, TUESDAY, WEDNESDAY = "2026-11-23", "2026-11-24", "2026-11-25"
@@ -211,6 +213,24 @@ def test_damage_of_what_is_current_is_found(tmp_path: Path, damage: str) -> None
             current.write_text(json.dumps(fields))
 
     with pytest.raises(FileDamaged, match=MONDAY):
+        DatasetStore(tmp_path).check_integrity()
+
+
+def test_a_current_run_whose_rows_ran_again_is_whole_also_when_its_first_generation_was_collected(
+    tmp_path: Path,
+) -> None:
+    take_night(tmp_path, MONDAY)
+    out = tmp_path / "_runs" / MONDAY / "1"
+    manifest = (out / layout.MANIFEST).read_bytes().replace(b'"generation": 1', b'"generation": 2')
+    for name in (layout.MANIFEST, layout.manifest_generation(2)):
+        (out / name).write_bytes(manifest)
+    collect(out, 2)
+
+    DatasetStore(tmp_path).check_integrity()
+
+    assert open_dataset(tmp_path).count_rows() == 6
+    (out / layout.part(layout.DATA, 0)).unlink()
+    with pytest.raises(FileDamaged, match="is missing"):
         DatasetStore(tmp_path).check_integrity()
 
 
