@@ -31,14 +31,17 @@ Keys = npt.NDArray[np.bytes_]
 Progress = Callable[[str, int, int], None]
 
 
-def known_keys(dataset: Path) -> Keys:
-    """Of every row with a succeeded sample in a current run, sorted; none before the first run. Raises FileDamaged."""
+def known_keys(dataset: Path, made_again: str | None = None) -> Keys:
+    """Of every row with a succeeded sample in a current run, sorted; none before the first run. The label `made_again`
+    does not count: its current run will be replaced, and what only that one has would be lost. Raises FileDamaged."""
     try:
         current = read_current(dataset)
     except NoSuchDataset:
         return _keys([])
     found = [_keys([])]
     for file in current_files(dataset, current):
+        if file.label == made_again:
+            continue
         keys = [_keys([])]
         for batch in read_sealed(file.path, columns=["custom_id", "status"]):
             done = batch.filter(pc.equal(batch["status"].cast(pa.string()), RowStatus.SUCCEEDED.value))
@@ -47,10 +50,9 @@ def known_keys(dataset: Path) -> Keys:
     return np.unique(np.concatenate(found))
 
 
-def choose_new(inputs: InputFiles, columns: Columns, dataset: Path, *, limit: int | None, progress: Progress) -> Int64s:
-    """The places in the input, ascending, of the first `limit` rows that are new. Of rows with the same content and no
-    id only the first is. Raises InputInvalid, FileDamaged."""
-    known = known_keys(dataset)
+def choose_new(inputs: InputFiles, columns: Columns, known: Keys, *, limit: int | None, progress: Progress) -> Int64s:
+    """The places in the input, ascending, of the first `limit` rows that are not known. Of rows with the same content
+    and no id only the first is new. Raises InputInvalid."""
     wanted = dict.fromkeys((columns.source, *columns.overrides, *([columns.id] if columns.id else [])))
     keys, places, row = [_keys([])], [np.empty(0, np.int64)], 0
     unnamed = [np.empty(0, np.bool_)]

@@ -13,7 +13,7 @@ from jobs.columns import Columns, choose_columns
 from jobs.deadline import Deadline, parse_deadline
 from jobs.intake import RowEncoder
 from jobs.models import ResolvedModel, model_files, resolve_model
-from jobs.onlynew import choose_new
+from jobs.onlynew import choose_new, known_keys
 from jobs.options import MOST_SHARDS, SHARD_ROWS, SHARD_TOKENS, SubmitOptions, changed_keys, derive_seed, hash_spec
 from jobs.planner import CutLimits, Int64s
 from jobs.planning import PlanTask, Progress
@@ -21,6 +21,7 @@ from jobs.prompts import PromptEncoder
 from jobs.sampling import SamplingInvalid, check_overrides
 from jobs.settings import Settings
 from storage import layout
+from storage.dataset.names import label_of
 from storage.errors import InputInvalid
 from storage.output import Owner
 from storage.parquet.reader import InputFiles, open_input
@@ -79,7 +80,9 @@ class Submission:
         options = self.options
         if options.only_new is None:
             return None
-        return choose_new(self.inputs, self.columns, options.only_new, limit=options.limit, progress=progress)
+        dataset = Path(os.path.abspath(options.only_new))
+        known = known_keys(dataset, made_again=label_of(dataset, self.out))
+        return choose_new(self.inputs, self.columns, known, limit=options.limit, progress=progress)
 
     def plan_task(
         self, path: Path, key: str = layout.PLAN, *, chosen: Int64s | None, only: Int64s | None = None

@@ -12,6 +12,7 @@ DATASET/
 from __future__ import annotations
 
 import re
+from pathlib import PurePath
 
 from storage import layout
 
@@ -33,6 +34,13 @@ def is_name(text: str) -> bool:
 def run_folder(label: str, run: str) -> str:
     """`_runs/2026-11-27/12`"""
     return f"{RUNS}/{label}/{run}"
+
+
+def label_of(dataset: PurePath, out: PurePath) -> str | None:
+    """The label whose run has its output in `out`; None for a folder that is no run of this data set."""
+    runs = dataset / RUNS
+    steps = out.relative_to(runs).parts if out.is_relative_to(runs) else ()
+    return steps[0] if len(steps) == 2 else None
 
 
 def verdict(generation: int) -> str:

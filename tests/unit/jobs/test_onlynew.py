@@ -38,7 +38,7 @@ def columns_of(path: Path, **options: Any) -> Columns:
 
 def new_rows(path: Path, dataset: Path, limit: int | None = None) -> list[int]:
     inputs = open_input([str(path)])
-    return choose_new(inputs, columns_of(path), dataset, limit=limit, progress=silent).tolist()
+    return choose_new(inputs, columns_of(path), known_keys(dataset), limit=limit, progress=silent).tolist()
 
 
 def write(path: Path, **columns: Any) -> Path:
@@ -109,6 +109,18 @@ def test_a_damaged_data_set_stops_the_plan_rather_than_generate_twice(tmp_path: 
 
     with pytest.raises(FileDamaged, match="part-00000"):
         new_rows(today, dataset)
+
+
+def test_a_label_that_is_made_again_generates_its_own_rows_again_and_no_others(desk: Desk) -> None:
+    dataset = desk.folder / "stories"
+    desk.write({"custom_id": ["a", "b", "c"], "prompt": ["1", "2", "3"]})
+    take_ids(dataset, MONDAY, ["a", "b"])
+    take_ids(dataset, "2026-11-24", ["c"])
+
+    desk.submit(only_new=dataset, output=dataset / "_runs" / MONDAY / "2")
+
+    plan = dataset / "_runs" / MONDAY / "2" / layout.PLAN
+    assert sorted(pq.read_table(plan)["custom_id"].to_pylist()) == ["a", "b"]
 
 
 def test_known_keys_take_sixteen_bytes_each(tmp_path: Path) -> None:
