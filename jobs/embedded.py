@@ -112,6 +112,10 @@ class EmbeddedOwner:
         assert self._broker is not None, "the owner is not started"
         return Addresses(self._broker.url, database_url(self._settings))
 
+    @property
+    def broker_alive(self) -> bool:
+        return self._broker is not None and self._broker.alive
+
     def start(self) -> None:
         """Database, broker and reconciler. Raises OwnerBusy, BrokerFailed, StorageError; then nothing is left behind.
 
@@ -135,7 +139,8 @@ class EmbeddedOwner:
             raise
 
     def start_worker(self, model: str | None = None) -> None:
-        """Keep one worker while jobs wait; without `model` it serves the oldest waiting job's."""
+        """Keep one worker while jobs wait; without `model` it serves the oldest waiting job's. Again after it was given
+        up: see `check`."""
         assert self._repository is not None, "the owner is not started"
         self._supervisor = WorkerSupervisor(self._settings, self._repository, self.addresses.broker_url, model)
         self._supervisor.start()

@@ -42,6 +42,7 @@ from storage.states import JOB_FINAL
 log = logging.getLogger(__name__)
 
 MANY_JOBS = 1000  # that ended of late
+HURRY_SECONDS = 0.5  # until the loop sees that there is something new
 LONGEST_PAUSE = 30.0  # seconds between tries while SQL or broker are down
 
 
@@ -75,8 +76,9 @@ class Reconciler:
         self._monotonic = monotonic
         self._expires_from = monotonic()
         self._owner = f"reconciler-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
-        self._abandoned = AbandonedJobs(settings, repository, self._owner)
-        self._schedules = ScheduleKeeper(settings, repository, self._owner)
+        self._hurry = threading.Event()  # set by work beside the loop: the next tick need not wait
+        self._abandoned = AbandonedJobs(settings, repository, self._owner, self._hurry.set)
+        self._schedules = ScheduleKeeper(settings, repository, self._owner, done=self._hurry.set)
 
     def sweep_published(self) -> None:
         """Remove what a reconciler that died right after publishing could not. Raises DatabaseDown."""
@@ -133,10 +135,17 @@ class Reconciler:
             patiently(self.sweep_published)
             while not stop.is_set():
                 patiently(self.tick)
-                stop.wait(pause)
+                self._rest(stop, pause)
         finally:
             self._abandoned.stop()
             self._schedules.stop()
+
+    def _rest(self, stop: threading.Event, pause: float) -> None:
+        deadline = self._monotonic() + pause
+        while (left := deadline - self._monotonic()) > 0 and not self._hurry.is_set():
+            if stop.wait(min(left, HURRY_SECONDS)):
+                return
+        self._hurry.clear()
 
     def wake(self) -> None:
         """Look at the schedules now; from any thread."""

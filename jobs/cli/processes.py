@@ -12,8 +12,30 @@ from jobs.exits import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (worker, reconciler, beat, flower):
+    for command in (up, worker, reconciler, beat, flower):
         app.command()(command)
+
+
+def up(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of Flower on 127.0.0.1; 0 takes a free one.")
+    ] = 5555,
+    no_flower: Annotated[bool, typer.Option("--no-flower", help="Without Flower.")] = False,
+    gpus: Annotated[
+        str | None, typer.Option(help="Real mode: one worker per GPU, all, or indices or UUIDs with commas.")
+    ] = None,
+) -> None:
+    """Run everything that schedules need on this host: broker, worker, reconciler, beat and Flower.
+
+    Ctrl-C or SIGTERM stops all of them in order; what was begun is sealed, and the next start goes on with it.
+    """
+    _log_to_stderr()
+    from jobs.up import run_up
+
+    settings = place.find().settings
+    if gpus is not None and settings.embedded:
+        raise UsageError("--gpus is for real mode; in embedded mode NIGHTMILL_DEVICE says where the one worker runs")
+    raise typer.Exit(run_up(settings, flower_port=None if no_flower else port, gpus=gpus))
 
 
 def worker(

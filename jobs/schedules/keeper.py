@@ -54,8 +54,11 @@ class ScheduleKeeper:
         repository: Repository,
         owner: str,
         *,
+        done: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`done` is called, in any thread, when there may be something new for the reconciler."""
+        self._done = done
         self._settings = settings
         self._repository = repository
         self._owner = owner
@@ -90,9 +93,11 @@ class ScheduleKeeper:
         from jobs.schedules.tick import Ticker  # the tokenizer and all: only where there are schedules
 
         Ticker(self._settings, self._repository).tick()
+        self._done()
 
     def _settle(self) -> None:
         from jobs.schedules.settling import Settler
 
         if Settler(self._settings, self._repository, self._owner).work():
+            self._done()
             self.wake()  # a run that waited for its turn may begin
