@@ -69,6 +69,7 @@ schedule_runs = Table(
     _integer("attempt", 1),
     Column("run_id", String),  # of the attempt that has a job: names its folder in the data set
     Column("job_id", ForeignKey("jobs.id"), index=True),
+    _integer("generation", 0),  # of the job's output that was settled; 0: none
     _integer("max_active", 1),  # it starts when fewer runs of its kind are at work
     _integer("rank", 0),  # order of starts
     Column("backfill", String),  # which backfill asked for it last

@@ -20,8 +20,8 @@ from storage import failpoints
 from storage.errors import DatabaseDown, Fenced, StorageError
 from storage.records import Job
 from storage.repository import Repository
-from storage.schedule_records import Notice, Run, RunRowId
-from storage.states import JobState, RunState
+from storage.schedule_records import Run, RunRowId
+from storage.states import JOB_FINAL, JobState, RunState
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +68,22 @@ class Settler:
         if epoch is None or run.job_id is None:
             return False
         try:
+            job = self._repository.get_job(run.job_id)
             with self._renewing(run.id, epoch):
-                end = self._end_of(run, self._repository.get_job(run.job_id), epoch)
+                # Rows of it may run again since a moment ago: then it is settled when they have ended.
+                end = self._end_of(run, job, epoch) if job.state in JOB_FINAL else None
             if end is None:
                 return False  # tried again when the lease has run out
             failpoints.reach("settle.before_sql")
-            notice: Notice | None = "failure" if end.untold and self._terms(run).webhook_url else None
-            self._repository.finish_run(run.id, epoch, end.state, gates=end.gates, reason=end.reason, notice=notice)
+            self._repository.finish_run(
+                run.id,
+                epoch,
+                end.state,
+                gates=end.gates,
+                reason=end.reason,
+                notice="failure" if end.untold and self._terms(run).webhook_url else None,
+                generation=job.published_generation,
+            )
             return True
         except (Fenced, DatabaseDown) as error:
             log.warning("settling stopped schedule=%s label=%s error=%s", run.schedule, run.label, error)

@@ -56,6 +56,7 @@ def _create_runs() -> None:
         _integer("attempt", 1),
         sa.Column("run_id", sa.String()),
         sa.Column("job_id", BigId),
+        _integer("generation", 0),
         _integer("max_active", 1),
         _integer("rank", 0),
         sa.Column("backfill", sa.String()),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import now
@@ -112,6 +112,7 @@ def queue_again(conn: Connection, schedule_id: ScheduleId, run: NewRun, states: 
             **dict.fromkeys(("notice", "notice_error", "noticed_at")),
             notice_tries=0,
             notice_after=0,
+            generation=0,
         )
         .returning(runs.c.id)
     ).scalar_one_or_none()
@@ -179,9 +180,13 @@ def move_pending(
 
 
 def _unsettled() -> ColumnElement[bool]:
+    """Its job has ended; or whoever settled it died; or rows of its job ran again after it was settled."""
     ended = select(jobs.c.id).where(jobs.c.state.in_(JOB_FINAL))
-    return (runs.c.state == RunState.RUNNING) & runs.c.job_id.in_(ended) | (
-        (runs.c.state == RunState.SETTLING) & (runs.c.lease_until < now())
+    again = ended.where(jobs.c.id == runs.c.job_id, jobs.c.published_generation > runs.c.generation).exists()
+    return or_(
+        and_(runs.c.state == RunState.RUNNING, runs.c.job_id.in_(ended)),
+        and_(runs.c.state == RunState.SETTLING, runs.c.lease_until < now()),
+        and_(runs.c.state.in_(RUN_FINAL), again),
     )
 
 
@@ -213,6 +218,7 @@ def claim(conn: Connection, run: Run, owner: str, lease_seconds: float) -> int |
             epoch=runs.c.epoch + 1,
             lease_owner=owner,
             lease_until=now() + lease_seconds,
+            finished_at=None,
             settling_at=func.coalesce(runs.c.settling_at, now()),
         )
         .returning(runs.c.epoch)
@@ -237,6 +243,7 @@ def finish(
     gates: Sequence[dict[str, Any]],
     reason: str | None,
     notice: Notice | None,
+    generation: int,
 ) -> Run:
     finished = conn.execute(
         update(runs)
@@ -245,7 +252,9 @@ def finish(
             state=state,
             gates=list(gates),
             reason=reason,
+            generation=generation,
             notice=notice,
+            noticed_at=None,
             finished_at=now(),
             lease_owner=None,
             lease_until=0,

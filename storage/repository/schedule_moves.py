@@ -171,10 +171,12 @@ class ScheduleMoves:
         gates: Sequence[dict[str, Any]] = (),
         reason: str | None = None,
         notice: Notice | None = None,
+        generation: int = 0,
     ) -> Run:
-        """settling -> its end. Raises Fenced."""
+        """settling -> its end. `generation`: of the job's output that was settled; once there is a newer one the run
+        is settled again. Raises Fenced."""
         with self._db.write() as conn:
-            ended = runs.finish(conn, run, epoch, state, gates, reason, notice)
+            ended = runs.finish(conn, run, epoch, state, gates, reason, notice, generation)
         _log.info("run_ended schedule=%s label=%s state=%s reason=%s", ended.schedule, ended.label, state, reason)
         return ended
 

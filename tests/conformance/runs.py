@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from storage.errors import Fenced
-from storage.records import JobId
+from storage.records import JobId, NewGeneration, NewShard
 from storage.repository import Repository
 from storage.schedule_records import Run, Schedule
 from storage.states import RunState
-from tests.conformance.samples import LEASE, OVER, new_job
+from tests.conformance.samples import LEASE, OVER, claimed, finish, new_job, plan
 from tests.conformance.schedules import fired, new_run, race, scheduled
 
 # --- waiting for input ----------------------------------------------------------------------------------------------
@@ -105,6 +105,37 @@ def test_a_run_whose_job_is_open_cannot_be_settled(repository: Repository) -> No
 
     assert repository.unsettled_runs() == []
     assert repository.claim_run(run, "a", LEASE) is None
+
+
+def test_a_run_whose_rows_ran_again_is_settled_once_more(repository: Repository) -> None:
+    schedule = scheduled(repository)
+    [run] = fired(repository, schedule, new_run())
+    assert run.job_id is not None
+    assert repository.claim_job(run.job_id, "planner", LEASE) == 1
+    repository.queue_job(run.job_id, 1, plan(10), [NewShard(idx=0, row_lo=0, row_hi=10, cost_tokens=1)])
+    finish(repository, claimed(repository, repository.shards(run.job_id)[0]).shard, succeeded=9, errored=1)
+    assert repository.claim_job(run.job_id, "publisher", LEASE) == 2
+    assert repository.complete_job(run.job_id, 2, "5ade").published_generation == 1
+    assert repository.claim_run(run, "a", LEASE) == 1
+    repository.finish_run(run.id, 1, RunState.GATES_FAILED, generation=1)
+    assert repository.unsettled_runs() == []
+
+    again = NewShard(idx=0, row_lo=0, row_hi=1, cost_tokens=1)
+    kept = {"succeeded": 9, "errored": 0, "expired": 0, "canceled": 0}
+    repository.retry_job(run.job_id, NewGeneration(number=2, plan=plan(1), shards=(again,), kept=kept))
+    assert repository.unsettled_runs() == []  # its rows are at work
+    shard = next(shard for shard in repository.shards(run.job_id) if shard.generation == 2)
+    finish(repository, claimed(repository, shard).shard, succeeded=1)
+    epoch = repository.claim_job(run.job_id, "publisher", LEASE)
+    assert epoch is not None
+    repository.complete_job(run.job_id, epoch, "c0de")
+
+    [found] = repository.unsettled_runs()
+    assert (found.id, repository.claim_run(found, "a", LEASE)) == (run.id, 2)
+    repository.check_integrity()
+    ended = repository.finish_run(run.id, 2, RunState.SUCCEEDED, generation=2)
+    assert (ended.state, repository.unsettled_runs()) == (RunState.SUCCEEDED, [])
+    repository.check_integrity()
 
 
 # --- asked for again ------------------------------------------------------------------------------------------------
