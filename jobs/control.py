@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from kombu import Consumer
 from kombu.exceptions import KombuError
 
 from jobs.app import CONTROL_QUEUE, NightmillApp, make_app
@@ -53,8 +54,10 @@ def _consume(app: NightmillApp, connection: Any, wake: Callable[[], None], stopp
         if message.headers.get("task") == TICK:
             wake()
 
+    # Once, and no more: left to itself it would try for ever, and see no stop.
+    connection.ensure_connection(max_retries=1, interval_start=0.1, timeout=connection.connect_timeout)
     queue = app.amqp.queues[CONTROL_QUEUE]
-    with connection.Consumer([queue], callbacks=[received], accept=["json"]):
+    with connection.channel() as channel, Consumer(channel, [queue], callbacks=[received], accept=["json"]):
         while not stopping.is_set():
             try:
                 connection.drain_events(timeout=POLL_SECONDS)

@@ -34,11 +34,11 @@ Start = Callable[..., "Up"]
 class Up:
     """`nightmill up` in the background, in its own session like a terminal's."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, *options: str) -> None:
         self.log = program.folder / "up.log"
         with self.log.open("wb") as log:
             self.process = program.start(
-                "-m", "nightmill", "up", "--port", "0", stdout=log, stderr=log, start_new_session=True
+                "-m", "nightmill", "up", *options, stdout=log, stderr=log, start_new_session=True
             )
 
     def family(self) -> list[psutil.Process]:
@@ -75,8 +75,8 @@ def office(tmp_path: Path) -> Program:
 def start(office: Program) -> Iterator[Start]:
     started: list[Up] = []
 
-    def start_one() -> Up:
-        started.append(Up(office))
+    def start_one(*options: str, program: Program = office) -> Up:
+        started.append(Up(program, *(options or ("--port", "0"))))
         return started[-1]
 
     yield start_one
@@ -140,6 +140,30 @@ def test_ctrl_c_stops_everything_as_well_and_a_second_up_is_refused(office: Prog
     assert code == 0, up.text
     assert not any(alive(process.pid) for process in family)
     assert not (office.folder / "home" / "owner.json").exists()
+
+
+def test_with_a_broker_and_a_database_of_its_own_up_brings_the_other_processes(
+    office: Program, start: Start, broker: str
+) -> None:
+    url = f"sqlite:///{office.folder}/own.db"
+    own = {"NIGHTMILL_BROKER_URL": broker, "NIGHTMILL_DATABASE_URL": url, "NIGHTMILL_REDIS_PREFIX": "up:"}
+    own |= {"NIGHTMILL_LEASE_SECONDS": "3", "NIGHTMILL_HEARTBEAT_SECONDS": "0.5"}
+    real = Program(office.folder, {**office.settings, **own})
+    assert real.nightmill("db", "upgrade").returncode == 0
+    added = add(real, "*/3 * * * * *")
+    up = start("--no-flower", program=real)
+
+    wait_for(lambda: len(labels(office)) >= 1, "a label is current", PATIENCE)
+    family = up.family()
+    killed = next(process for process in family if "reconciler" in process.cmdline())
+    killed.kill()
+    seen = len(labels(office))
+    wait_for(lambda: len(labels(office)) > seen, "it is started again", PATIENCE)
+    family += up.family()
+
+    assert "no reconciler is live" in added.stderr
+    assert up.stop(signal.SIGTERM) == 0, up.text
+    assert not any(alive(process.pid) for process in family)
 
 
 @pytest.mark.slow
