@@ -7,6 +7,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from storage.errors import ScheduleConflict
 from storage.repository import Repository
 from storage.schedule_records import NewRun, NewSchedule, Run, RunRowId, Schedule
 from storage.states import RUN_FINAL, RUN_OPEN, RunState
+
+MOST_DATES = 10_000  # of one backfill
 
 
 def cron_of(declared: NewSchedule) -> Cron:
@@ -164,7 +167,10 @@ def plan_backfill(
     if declared.only_new and not is_dated_input(declared):
         raise UsageError(f"schedule {name} takes what is new in one input: its next run takes all of it, past or not")
     now = _now(repository)
-    slots = [slot for slot in cron_of(declared).between(first, last) if slot.instant <= now]
+    in_range = islice(cron_of(declared).between(first, last), MOST_DATES + 1)
+    slots = [slot for slot in in_range if slot.instant <= now]
+    if len(slots) > MOST_DATES:
+        raise UsageError(f"the range has more than {MOST_DATES} dates of schedule {name}; take it in parts")
     runs = {run.label: run for run in repository.runs(schedule.id)}
     key = backfill_key(declared, str(first), str(last), which)
     return Backfill(

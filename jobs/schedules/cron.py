@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import takewhile
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
@@ -74,15 +75,11 @@ class Cron:
         """The slot after `cursor`; None when there is none for decades."""
         return next(self._forwards(datetime.fromisoformat(cursor)), None)
 
-    def between(self, first: date, last: date) -> list[Slot]:
+    def between(self, first: date, last: date) -> Iterator[Slot]:
         """All slots of these days, both included, oldest first."""
         end = datetime.combine(last, time.max)
-        found = []
-        for slot in self._forwards(datetime.combine(first, time.min) - timedelta(seconds=1)):
-            if slot.at > end:
-                break
-            found.append(slot)
-        return found
+        slots = self._forwards(datetime.combine(first, time.min) - timedelta(seconds=1))
+        return takewhile(lambda slot: slot.at <= end, slots)
 
     def labelled(self, label: str) -> Slot | None:
         """The slot of this label, if the expression names one."""

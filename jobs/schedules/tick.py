@@ -89,7 +89,7 @@ class Ticker:
             own = [run for run in pending if run.schedule_id == schedule_id]
             active = self._repository.active_runs(schedule_id)
             if schedule.declared.overlap == "cancel_previous":
-                own = self._make_way(own, active)
+                own = self._make_way(schedule, own, active)
             taken = Counter(run.backfill is None or schedule.declared.only_new for run in active)
             for run in own:
                 kind = run.backfill is None or schedule.declared.only_new
@@ -128,20 +128,24 @@ class Ticker:
             return RunState.NO_INPUT, prepared.reason, _notice(declared, "missed"), limit
         return RunState.FAILED, prepared.reason, _notice(declared, "failure"), limit
 
-    def _make_way(self, pending: list[Run], active: list[Run]) -> list[Run]:
-        """Cancel what the newest slot overtakes; what is left to start. Can be repeated."""
+    def _make_way(self, schedule: Schedule, pending: list[Run], active: list[Run]) -> list[Run]:
+        """Cancel what the newest slot overtakes, once its input is there; what is left to start. Can be repeated."""
         own = [run for run in pending if run.cause == "schedule"]
         newest = max(own, key=lambda run: run.slot, default=None)
         if newest is None:
             return pending
-        for run in active:
-            if run.backfill is None and run.slot < newest.slot and run.job_id is not None:
+        at_work = [run for run in active if run.backfill is None and run.slot < newest.slot]
+        overtaken = [run for run in own if run.slot < newest.slot]
+        if not (at_work or overtaken):
+            return pending
+        if not isinstance(self._prepare(schedule.declared, slot_of(newest), self._settings), Ready):
+            return pending
+        for run in at_work:
+            if run.job_id is not None:
                 self._repository.request_cancel(run.job_id)
-        overtaken = {run.id for run in own if run.slot < newest.slot}
-        for run in own:
-            if run.id in overtaken:
-                self._repository.move_pending_run(run, RunState.CANCELLED, reason=f"overtaken by {newest.label}")
-        return [run for run in pending if run.id not in overtaken]
+        for run in overtaken:
+            self._repository.move_pending_run(run, RunState.CANCELLED, reason=f"overtaken by {newest.label}")
+        return [run for run in pending if run not in overtaken]
 
 
 def slot_of(run: Run) -> Slot:

@@ -186,6 +186,13 @@ def test_a_range_that_is_turned_round_and_one_input_for_all_dates_are_refused(no
         actions.plan_backfill(noon.repository, "nightly", FIRST, LAST)
 
 
+def test_a_range_with_too_many_dates_is_refused_before_all_are_counted(noon: Office) -> None:
+    noon.add(cron="* * * * * *")
+
+    with pytest.raises(UsageError, match="has more than 10000 dates of schedule nightly; take it in parts"):
+        actions.plan_backfill(noon.repository, "nightly", date(1999, 1, 1), LAST)
+
+
 # --- following ------------------------------------------------------------------------------------------------------
 
 

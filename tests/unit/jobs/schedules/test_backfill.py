@@ -12,7 +12,7 @@ from storage.schedule_records import Run, RunRowId, ScheduleId
 from storage.states import RUN_OPEN, RunState
 from tests.conformance.schedules import new_schedule
 
-NIGHTS = Cron.parse("0 0 * * *", "UTC").between(date(2026, 11, 1), date(2026, 11, 4))
+NIGHTS = list(Cron.parse("0 0 * * *", "UTC").between(date(2026, 11, 1), date(2026, 11, 4)))
 LABELS = [slot.label for slot in NIGHTS]
 
 

@@ -12,7 +12,7 @@ from jobs.schedules.policy import Decision, decide
 from storage.states import RunState
 from tests.conformance.schedules import new_schedule
 
-NIGHTS = Cron.parse("0 0 * * *", "UTC").between(date(2026, 11, 24), date(2026, 11, 27))
+NIGHTS = list(Cron.parse("0 0 * * *", "UTC").between(date(2026, 11, 24), date(2026, 11, 27)))
 MORNING = datetime(2026, 11, 27, 8, tzinfo=UTC)  # the night of the 27th is late by now, too
 MIDNIGHT = datetime(2026, 11, 27, 0, 1, tzinfo=UTC)
 GRACE = timedelta(minutes=5)

@@ -8,7 +8,7 @@ from jobs.schedules.cron import Cron
 from jobs.schedules.template import check_template, fill, is_dated, seed_of
 
 [NIGHT] = Cron.parse("30 2 * * *", "UTC").between(date(2026, 11, 7), date(2026, 11, 7))
-HALVES = Cron.parse("*/30 2 * * *", "UTC").between(date(2026, 11, 7), date(2026, 11, 7))
+HALVES = list(Cron.parse("*/30 2 * * *", "UTC").between(date(2026, 11, 7), date(2026, 11, 7)))
 
 
 @pytest.mark.parametrize(

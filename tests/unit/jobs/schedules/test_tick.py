@@ -138,6 +138,19 @@ def test_an_overtaken_run_that_has_not_begun_is_cancelled(office: Office) -> Non
     assert office.run(THURSDAY).reason == f"overtaken by {FRIDAY}"
 
 
+def test_a_newer_slot_without_input_cancels_nothing(office: Office) -> None:
+    office.write(f"in/{WEDNESDAY}.parquet", "one")
+    office.add(overlap="cancel_previous", input="in/{ds}.parquet")
+    office.tick(f"{WEDNESDAY}T00:00:10")
+
+    office.tick(f"{THURSDAY}T00:00:10")
+    assert not office.job_of(WEDNESDAY).cancel_requested
+
+    office.write(f"in/{THURSDAY}.parquet", "one")
+    office.tick(f"{THURSDAY}T01:00:00")
+    assert office.job_of(WEDNESDAY).cancel_requested
+
+
 def test_a_slot_that_meets_a_run_at_work_is_skipped_if_the_schedule_says_so(office: Office) -> None:
     office.write("in/a.parquet", "one")
     office.add(overlap="skip")
