@@ -25,6 +25,8 @@ from jobs.sampling import Sampling
 from jobs.shard import run_shard
 from jobs.submit import submit
 from storage.dataset.card import SNIPPETS
+from storage.dataset.current import read_current
+from storage.dataset.store import DatasetStore
 from storage.output import sweep
 from storage.records import Job
 from storage.states import JobState
@@ -129,12 +131,15 @@ def test_rows_of_a_night_that_run_again_are_the_rows_that_they_were(nights: Nigh
     choice = Choice(finish_reasons=frozenset({"length"}), options={"max_tokens": 40})
 
     retried = retry(job.id, choice, nights.repository, nights.tools.settings, silent)
-    nights.finish(retried.job)
+    again = settle_run(nights.finish(retried.job), "2026-11-02", "1", nights.dataset, DatasetTerms())
 
     after = {row["custom_id"]: row for row in pq.read_table(out / "data").to_pylist()}
     assert retried.plan is not None
     assert retried.plan.record.num_rows > 0
     assert list(after) == list(before)
+    assert again.published
+    assert [run.generation for run in read_current(nights.dataset).runs] == [1, 2]
+    DatasetStore(nights.dataset).check_integrity()
     for name, row in after.items():
         was = before[name]
         assert (row["row_index"], row["seed"]) == (was["row_index"], was["seed"])
