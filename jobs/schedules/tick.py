@@ -108,20 +108,18 @@ class Ticker:
         prepared = self._prepare(schedule.declared, slot, self._settings)
         if isinstance(prepared, Ready):
             return self._repository.start_run(run, prepared.job, prepared.run_id) is not None
-        state, reason, notice, wait_until = self._without_job(schedule.declared, prepared, now, run)
+        waits_until = run.wait_until if run.state == RunState.WAITING else None
+        state, reason, notice, wait_until = self._without_job(schedule.declared, prepared, now, waits_until)
         self._repository.move_pending_run(run, state, reason=reason, notice=notice, wait_until=wait_until)
         return False
 
     def _without_job(
-        self, declared: NewSchedule, prepared: NotYet | Refused, now: datetime, run: Run | None
+        self, declared: NewSchedule, prepared: NotYet | Refused, now: datetime, waits_until: float | None
     ) -> tuple[RunState, str, Notice | None, float | None]:
         """State, reason, notice and time limit of a run whose job cannot be made now."""
         if isinstance(prepared, Refused):
             return RunState.FAILED, prepared.reason, _notice(declared, "failure"), None
-        is_waiting = run is not None and run.state == RunState.WAITING and run.wait_until is not None
-        limit = now.timestamp() + declared.input_wait_seconds
-        if is_waiting and run is not None and run.wait_until is not None:
-            limit = run.wait_until
+        limit = now.timestamp() + declared.input_wait_seconds if waits_until is None else waits_until
         if now.timestamp() < limit:
             return RunState.WAITING, prepared.reason, None, limit
         if prepared.absent:
