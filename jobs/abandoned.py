@@ -1,9 +1,10 @@
-"""Jobs whose planner has died are planned by the reconciler, beside its other work."""
+"""Jobs whose planner has died, and those of schedules, are planned by the reconciler beside its other work."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 
 from jobs.settings import Settings
 from storage.errors import Fenced, StorageError
@@ -16,10 +17,14 @@ log = logging.getLogger(__name__)
 class AbandonedJobs:
     """Plans one at a time, in a thread of its own: leases and hints must not wait for a large input."""
 
-    def __init__(self, settings: Settings, repository: Repository, owner: str) -> None:
+    def __init__(
+        self, settings: Settings, repository: Repository, owner: str, done: Callable[[], None] = lambda: None
+    ) -> None:
+        """`done` is called, in any thread, when a job has been planned or has failed."""
         self._settings = settings
         self._repository = repository
         self._owner = owner
+        self._done = done
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -54,7 +59,7 @@ class AbandonedJobs:
             if self._stopping.is_set():
                 raise PlanningLeft(f"job {job.id} waits for another planner")
 
-        log.info("planning an abandoned job job=%d epoch=%d", job.id, epoch)
+        log.info("planning a job that nobody plans job=%d epoch=%d", job.id, epoch)
         try:
             freeze_plan(
                 job,
@@ -70,3 +75,5 @@ class AbandonedJobs:
             log.warning("planning failed job=%d error=%s", job.id, error)  # the job has failed with this reason
         except Exception:  # a mistake of ours in one job: the reconciler goes on for all others
             log.exception("planning failed job=%d", job.id)
+        finally:
+            self._done()

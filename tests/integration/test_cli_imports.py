@@ -42,7 +42,7 @@ def run(home: Path, *arguments: str) -> tuple[int, set[str]]:
     return told["code"], set(told["modules"])
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["worker", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["worker", "--help"], ["schedule", "--help"]])
 def test_help_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> None:
     code, modules = run(tmp_path, *arguments)
 
@@ -64,6 +64,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path, arguments: list[str]) -> Non
         (["resume", "1"], 9),
         (["watch", "1"], 9),
         (["doctor"], 0),
+        (["schedule", "list"], 0),
+        (["schedule", "run", "nightly"], 9),
         (["submit", "missing.parquet", "-o", "OUT", "--model", "none"], 3),
     ],
 )

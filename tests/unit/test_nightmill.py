@@ -10,7 +10,7 @@ import nightmill
 
 
 def test_exported_names_are_exactly_the_promised_ones() -> None:
-    assert nightmill.__all__ == ["results", "stats", "status", "submit", "wait"]
+    assert nightmill.__all__ == ["open_dataset", "results", "stats", "status", "submit", "wait"]
 
 
 def test_every_exported_name_is_a_documented_function() -> None:
