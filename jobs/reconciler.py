@@ -22,6 +22,7 @@ from tenacity.nap import sleep_using_event
 
 from jobs.abandoned import AbandonedJobs
 from jobs.app import make_app
+from jobs.damage import find_damages
 from jobs.dispatch import BrokerDown, Dispatcher
 from jobs.embedded import connect
 from jobs.publishing import publish_job
@@ -31,8 +32,9 @@ from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
 from jobs.withdrawal import give_back
 from storage import failpoints
-from storage.errors import DatabaseDown, Fenced, StorageError
-from storage.output import sweep, work_folders
+from storage.errors import DatabaseDown, Fenced, FileDamaged, StorageError
+from storage.output import forget_drafts, sweep, work_folders
+from storage.parquet.damage import FilesDamaged
 from storage.records import Job, Shard
 from storage.repository import Repository
 from storage.states import JOB_FINAL
@@ -146,6 +148,8 @@ class Reconciler:
             failpoints.reach("publish.after_sql")
             log.info("job_ended job=%d state=%s", job.id, ended.state)
             sweep(Path(job.output_uri), job.generation)
+        except FilesDamaged as damage:
+            self._reopen(job, epoch, damage)
         except (Fenced, DatabaseDown) as error:
             log.warning("publishing stopped job=%d error=%s", job.id, error)
         except (StorageError, OSError, AssertionError) as error:
@@ -155,6 +159,20 @@ class Reconciler:
             if decide(error, 1).preempted or may_pass:
                 return
             with suppress(Fenced):  # it slept past its lease, and another one published and swept
+                self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
+
+    def _reopen(self, job: Job, epoch: int, damage: FilesDamaged) -> None:
+        """What is damaged runs again before the job is published; a job of which that cannot be said fails."""
+        limit = self._settings.max_shard_reopenings
+        try:
+            damages = find_damages(self._repository, job, damage.files, limit)
+            self._repository.reopen_shards(job.id, epoch, damages)
+            forget_drafts(Path(job.output_uri), job.generation)
+        except (Fenced, DatabaseDown) as error:
+            log.warning("reopening stopped job=%d error=%s", job.id, error)
+        except FileDamaged as error:
+            log.error("reopening failed job=%d epoch=%d error=%s", job.id, epoch, error)
+            with suppress(Fenced):
                 self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
 
     def _renewal(self, job: Job, epoch: int) -> Callable[[], None]:

@@ -37,6 +37,7 @@ class Settings(BaseSettings):
     segment_seconds: float = 5.0
     segment_rows: int = 256
     max_shard_attempts: int = 5  # failures of a shard, not counting those in which its worker died
+    max_shard_reopenings: int = 3  # times that a shard's recorded files may be found damaged before it is published
     max_job_crashes: int = 50  # workers that may die of a job before it is ended as failed
 
     # --- worker -----------------------------------------------------------------------------------------------

@@ -148,6 +148,8 @@ shards = Table(
     Column("out_sha256", String),
     Column("out_rows", BigInteger),
     Column("error", String),
+    _count("reopenings"),  # times that a recorded file of it was found damaged before it was published
+    _count("reopened_under"),  # the job's epoch of the last time
     UniqueConstraint("job_id", "idx"),
     CheckConstraint("row_lo < row_hi", name="range"),
     Index(None, "job_id", "state"),

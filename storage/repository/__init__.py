@@ -30,6 +30,7 @@ from storage.records import (
     ShardId,
 )
 from storage.repository import dispatching, integrity, jobs, plans, segments, shards, splitting, stats
+from storage.repository.damage_moves import DamageMoves
 from storage.repository.steering import Steering
 from storage.repository.suspect_moves import SuspectMoves
 from storage.repository.worker_moves import WorkerMoves
@@ -38,7 +39,7 @@ from storage.states import Outcome
 _log = logging.getLogger(__name__)
 
 
-class Repository(Steering, SuspectMoves, WorkerMoves):
+class Repository(Steering, SuspectMoves, DamageMoves, WorkerMoves):
     """Jobs, shards, segments, workers and statistics in SQLite or PostgreSQL. May be shared by threads."""
 
     def __init__(self, url: str) -> None:
