@@ -26,12 +26,14 @@ def try_claim(tools: Tools, shard_id: ShardId, alone: bool) -> Claim | None:
 
 
 def has_room(tools: Tools, job_id: JobId) -> bool:
-    """Without it no shard is claimed until there is some; the hint is dropped and comes again."""
+    """For results and for their record. Without it no shard is claimed until there is some; the hint is dropped and
+    comes again."""
     try:
         out = Path(tools.repository.get_job(job_id).output_uri)
     except StorageError:
         return True  # the claim will tell
-    if tools.disk.has_room(out):
+    record = tools.repository.file
+    if tools.disk.has_room(out) and (record is None or tools.disk.has_room(record.parent)):
         return True
     tools.gate.close(NO_ROOM)  # the watchdog opens it again
     return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 from sqlalchemy.exc import IntegrityError
 
@@ -48,6 +49,11 @@ class Repository(Steering, SuspectMoves, DamageMoves, WorkerMoves):
 
     def close(self) -> None:
         self._db.close()
+
+    @property
+    def file(self) -> Path | None:
+        """Where it writes on this machine, if it is SQLite."""
+        return self._db.file
 
     def check_schema(self) -> None:
         """Raise SchemaOutdated unless the database is at this program's migration."""
