@@ -60,7 +60,7 @@ class Database:
         engine = _sqlite_engine(self._url) if self.is_sqlite else _postgres_engine(self._url)
         self._writer = engine.execution_options(nightmill_write=True)
         # SQLite's own waiting is polling and unfair; threads of one process queue up here instead
-        self._turn: AbstractContextManager[Any] = Lock() if self.is_sqlite else nullcontext()
+        self.turn: AbstractContextManager[Any] = Lock() if self.is_sqlite else nullcontext()
         # a reader of several statements sees one moment: SQLite does so anyway
         self._reader = engine if self.is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         try:
@@ -90,7 +90,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One writing transaction; SQLite takes its write lock at the start, so it never has to be repeated."""
-        with self._turn, self._translated(), self._writer.begin() as conn:
+        with self.turn, self._translated(), self._writer.begin() as conn:
             yield conn
 
     @contextmanager

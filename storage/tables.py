@@ -163,6 +163,7 @@ attempts = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
     Column("owner", String, nullable=False),
+    Column("claim_id", String),  # by which its worker knows it again when the answer was lost
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("outcome", String),  # null while it runs; see storage.states.Outcome

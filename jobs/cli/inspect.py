@@ -95,10 +95,16 @@ def results(
         terminal.write_rows(rows, found.table_columns, as_json=wanted == "jsonl")
 
 
-def stats(job: JobArgument, json: JsonOption = False) -> None:
+def stats(
+    job: JobArgument,
+    generation: Annotated[
+        int | None, typer.Option(help="Of the rows that ran for this generation of the results; else of all.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
     """Print what a job cost, what the cache saved and was planned to save, and what limited it, by layer group too."""
     with place.find().repository() as repository:
-        told = client.stats(repository, job)
+        told = client.stats(repository, job, generation)
     if json or not terminal.is_terminal():
         terminal.write_json(told)
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from sqlalchemy.exc import IntegrityError
@@ -54,6 +55,11 @@ class Repository(Steering, SuspectMoves, DamageMoves, WorkerMoves):
     def file(self) -> Path | None:
         """Where it writes on this machine, if it is SQLite."""
         return self._db.file
+
+    @property
+    def turn(self) -> AbstractContextManager[object]:
+        """Held by the one thread of this process that writes to SQLite."""
+        return self._db.turn
 
     def check_schema(self) -> None:
         """Raise SchemaOutdated unless the database is at this program's migration."""
@@ -152,13 +158,22 @@ class Repository(Steering, SuspectMoves, DamageMoves, WorkerMoves):
         with self._db.write() as conn:
             return dispatching.dispatch(conn, model_key, window, stale_seconds)
 
-    def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float, *, alone: bool = False) -> Claim | None:
+    def claim_shard(
+        self,
+        shard_id: ShardId,
+        owner: str,
+        lease_seconds: float,
+        *,
+        alone: bool = False,
+        claim_id: str | None = None,
+    ) -> Claim | None:
         """ready, queued or running with an expired lease -> running under epoch + 1. An expired lease counts a crash.
         The first claim moves the job from queued to in_progress. `alone`: the worker runs nothing else until this
-        shard ends; suspected shards are given to such a worker only. None: nothing to do, drop the hint."""
+        shard ends; suspected shards are given to such a worker only. None: nothing to do, drop the hint.
+        The same `claim_id` again, after an answer that was lost, gives the same claim."""
         failpoints.reach("claim.before")
         with self._db.write() as conn:
-            claim = shards.claim(conn, shard_id, owner, lease_seconds, alone)
+            claim = shards.claim(conn, shard_id, owner, lease_seconds, alone, claim_id)
         failpoints.reach("claim.after")
         if claim is not None:
             _log.info(
@@ -254,10 +269,11 @@ class Repository(Steering, SuspectMoves, DamageMoves, WorkerMoves):
             return shards.buried(conn, job_id)
 
     # --- statistics -----------------------------------------------------------------------------------------
-    def job_stats(self, job_id: JobId) -> RunStats:
-        """Sums over all sealed segments; gauges: peak = max, mean = weighted by engine seconds, over attempts."""
+    def job_stats(self, job_id: JobId, generation: int | None = None) -> RunStats:
+        """Sums over all sealed segments, of one generation or of all; gauges: peak = max, mean = weighted by engine
+        seconds, over attempts."""
         with self._db.read() as conn:
-            return stats.of_job(conn, job_id)
+            return stats.of_job(conn, job_id, generation)
 
     def check_integrity(self) -> None:
         """Assert that counts, states and leases agree with each other (tests, doctor)."""

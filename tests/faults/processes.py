@@ -93,10 +93,13 @@ class Worker:
         while not self.gate.has_turn(shard_id):
             yield
 
+        world.serial += 1
+        claim_id = f"{self.name}-{world.serial}"
+
         def claim() -> Any:
-            claim = world.repository.claim_shard(shard_id, self.name, LEASE, alone=alone)
+            claim = world.repository.claim_shard(shard_id, self.name, LEASE, alone=alone, claim_id=claim_id)
             if claim is not None:
-                world.claims.append((shard_id, claim.shard.epoch))
+                world.claims[claim_id] = (shard_id, claim.shard.epoch)
                 world.log.append(f"{self.name} claimed {shard_id} epoch {claim.shard.epoch}")
             return claim
 

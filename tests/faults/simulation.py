@@ -200,8 +200,8 @@ def check(world: World) -> None:
 
 
 def _check_shards(world: World) -> None:
-    assert len(world.claims) == len(set(world.claims)), "an epoch was given twice"
-    claimed = Counter(shard_id for shard_id, _ in world.claims)
+    assert len(world.claims) == len(set(world.claims.values())), "an epoch was given twice"
+    claimed = Counter(shard_id for shard_id, _ in world.claims.values())
     outcomes = world.outcomes(world.job_id)
     for shard in world.repository.shards(world.job_id):
         sealed = [row for segment in world.repository.segments(shard.id) for row in world.files[segment.key]]

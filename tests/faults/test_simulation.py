@@ -47,11 +47,11 @@ class SealsForAnyEpoch(Between):
 class ClaimsWhatOthersHold(Between):
     """The lease ends, and with it the epoch should: this one hands out the same epoch again."""
 
-    def claim_shard(self, shard_id: int, owner: str, lease_seconds: float, *, alone: bool) -> Any:
+    def claim_shard(self, shard_id: int, owner: str, lease_seconds: float, *, alone: bool, claim_id: str) -> Any:
         row = self.repository._shards[shard_id]
         before = row.epoch
-        claim = self.repository.claim_shard(shard_id, owner, lease_seconds, alone=alone)
-        if claim is not None and before:
+        claim = self.repository.claim_shard(shard_id, owner, lease_seconds, alone=alone, claim_id=claim_id)
+        if claim is not None and row.epoch > before > 0:
             row.outcomes.pop(row.epoch)
             row.epoch, row.attempts = before, before
             row.begun[before] = row.begun.pop(before + 1)

@@ -72,7 +72,8 @@ class World:
     manifest: dict[int, str] | None = None  # row -> status, as published
     reopenings: int = 0  # of its shards before that
     late: list[Callable[[], Any]] = field(default_factory=list)  # requests of dead processes, still on their way
-    claims: list[tuple[ShardId, int]] = field(default_factory=list)
+    claims: dict[str, tuple[ShardId, int]] = field(default_factory=dict)  # by claim id
+    serial: int = 0
     log: list[str] = field(default_factory=list)  # what happened, for whoever reads a failure
 
     def begin(self, seed: int) -> None:
@@ -85,7 +86,7 @@ class World:
         job = queued_job(self.repository, num_shards=num_shards, rows=rows, max_shard_attempts=tries)
         self.job_id = job.id
         self.shards = tuple(self.repository.shards(job.id))
-        self.manifest, self.reopenings = None, 0
+        self.manifest, self.reopenings, self.serial = None, 0, 0
         for things in (self.queue, self.files, self.rotten, self.late, self.claims, self.log):
             things.clear()  # type: ignore[attr-defined]
 

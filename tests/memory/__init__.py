@@ -59,8 +59,19 @@ class MemoryRepository(MemoryDamage):
             for shard in sorted(chosen, key=_order)
         ]
 
-    def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float, *, alone: bool = False) -> Claim | None:
+    def claim_shard(
+        self,
+        shard_id: ShardId,
+        owner: str,
+        lease_seconds: float,
+        *,
+        alone: bool = False,
+        claim_id: str | None = None,
+    ) -> Claim | None:
         shard, now = self._shards.get(shard_id), self._now()
+        if shard is not None and shard.state is ShardState.RUNNING and claim_id and shard.claim_id == claim_id:
+            shard.lease_until = now + lease_seconds
+            return Claim(shard=shard.record(), job=self.get_job(shard.job_id))
         if shard is None or shard.job.state not in JOB_RUNNABLE or (shard.is_suspect and not alone):
             return None
         taken = shard.state is ShardState.RUNNING
@@ -75,6 +86,7 @@ class MemoryRepository(MemoryDamage):
             end_attempt(shard, Outcome.CRASHED, now)
         shard.state, shard.lease_owner, shard.lease_until = ShardState.RUNNING, owner, now + lease_seconds
         shard.epoch += 1
+        shard.claim_id = claim_id
         shard.attempts += 1
         shard.outcomes[shard.epoch], shard.begun[shard.epoch] = None, (owner, now)
         if shard.job.state is JobState.QUEUED:

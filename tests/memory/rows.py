@@ -66,6 +66,7 @@ class ShardRow:
     parent_id: ShardId | None = None
     plan_idx: int | None = None
     generation: int = 1
+    claim_id: str | None = None  # of the last epoch
     reopenings: int = 0
     reopened_under: int = 0  # the epoch of its job
     dead: str | None = None  # the reason of its dead rows

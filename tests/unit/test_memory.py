@@ -43,6 +43,8 @@ from tests.conformance.shards import (  # noqa: F401
     test_a_claim_never_takes_an_expired_lease_whose_crash_makes_the_shard_suspected,
     test_a_claim_starts_an_attempt_and_the_job,
     test_a_claim_that_takes_an_expired_lease_counts_the_crash,
+    test_a_claim_that_was_taken_over_meanwhile_is_not_given_again,
+    test_a_claim_whose_answer_was_lost_is_given_again_and_counts_once,
     test_a_failed_attempt_counts_and_the_last_one_gives_the_shard_up,
     test_a_forged_hint_is_dropped,
     test_a_heartbeat_tells_what_is_still_held,
