@@ -190,12 +190,12 @@ class Reconciler:
 
 def run_reconciler(settings: Settings) -> int:
     """`nightmill reconciler`: until SIGTERM or Ctrl-C; the exit code. Raises StorageError, OwnerMissing."""
-    failpoints.arm(settings.failpoints)
     addresses = connect(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     repository = Repository(addresses.database_url)
+    failpoints.arm(settings.failpoints, repository.turn)
     try:
         repository.check_schema()
         log.info("reconciler started pid=%d", os.getpid())

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
@@ -79,6 +81,12 @@ def fake_text(row: dict[str, Any], max_tokens: int) -> str:
     prompt = [SPACE if letter == " " else ord(letter) - 33 for letter in row["prompt"]]
     ids = fake_ids(prompt, SamplingParams(max_tokens=max_tokens, seed=row["seed"]), row["sample_index"])
     return "".join(chr(97 + token - 64) for token in ids)
+
+
+def deaf_engine(model_dir: Path, settings: Settings) -> FakeEngine:
+    """NIGHTMILL_ENGINE_FACTORY=tests.faults.engine:deaf_engine; SIGALRM hangs the main thread, where events are."""
+    signal.signal(signal.SIGALRM, lambda *_: threading.Event().wait())
+    return traced_engine(model_dir, settings)
 
 
 def raising_engine(model_dir: Path, settings: Settings) -> FakeEngine:
