@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cancel", "pause", "results", "resume", "retry", "stats", "status", "submit", "wait"]
+__all__ = ["cancel", "open_dataset", "pause", "results", "resume", "retry", "stats", "status", "submit", "wait"]
 
 
 def submit(
@@ -160,6 +160,16 @@ def results(job: int, *, errors_only: bool = False) -> Iterator[dict[str, Any]]:
     with find().repository() as repository:
         found = Results.of(repository.get_job(JobId(job)), errors_only=errors_only)
     return found.rows()
+
+
+def open_dataset(folder: str | Path) -> Any:
+    """All current rows of a data set as one `pyarrow.dataset.Dataset`, the label of each row in the column `dt`.
+
+    What was opened stays as it is, however the data set moves on. Raises NoSuchDataset, FileDamaged.
+    """
+    from storage.dataset.reading import open_dataset
+
+    return open_dataset(Path(folder))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Jobs whose planner has died are planned by the reconciler, beside its other work."""
+"""Jobs whose planner has died, and those of schedules, are planned by the reconciler beside its other work."""
 
 from __future__ import annotations
 
@@ -36,12 +36,15 @@ class AbandonedJobs:
         settings: Settings,
         repository: Repository,
         owner: str,
+        done: Callable[[], None] = lambda: None,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`done` is called, in any thread, when a job has been planned or has failed."""
         self._settings = settings
         self._repository = repository
         self._owner = owner
+        self._done = done
         self._monotonic = monotonic
         self._unseen: dict[JobId, Unseen] = {}
         self._stopping = threading.Event()
@@ -79,7 +82,7 @@ class AbandonedJobs:
             if self._stopping.is_set():
                 raise PlanningLeft(f"job {job.id} waits for another planner")
 
-        log.info("planning an abandoned job job=%d epoch=%d", job.id, epoch)
+        log.info("planning a job that nobody plans job=%d epoch=%d", job.id, epoch)
         try:
             freeze_plan(
                 job,
@@ -95,6 +98,8 @@ class AbandonedJobs:
             log.warning("planning failed job=%d error=%s", job.id, error)  # the job has failed with this reason
         except Exception:  # a mistake of ours in one job: the reconciler goes on for all others
             log.exception("planning failed job=%d", job.id)
+        finally:
+            self._done()
 
     def _submission(self, job: Job) -> Submission:
         """Raises InputUnseen for a while when the input or the model is not to be seen from here: another process may

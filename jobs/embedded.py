@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from filelock import FileLock, Timeout
 
@@ -25,6 +25,9 @@ from jobs.supervisor import WorkerSupervisor
 from storage import migrate
 from storage.durable import write_atomic
 from storage.repository import Repository
+
+if TYPE_CHECKING:
+    from jobs.reconciler import Reconciler
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +112,10 @@ class EmbeddedOwner:
         assert self._broker is not None, "the owner is not started"
         return Addresses(self._broker.url, database_url(self._settings))
 
+    @property
+    def broker_alive(self) -> bool:
+        return self._broker is not None and self._broker.alive
+
     def start(self) -> None:
         """Database, broker and reconciler. Raises OwnerBusy, BrokerFailed, StorageError; then nothing is left behind.
 
@@ -132,7 +139,8 @@ class EmbeddedOwner:
             raise
 
     def start_worker(self, model: str | None = None) -> None:
-        """Keep one worker while jobs wait; without `model` it serves the oldest waiting job's."""
+        """Keep one worker while jobs wait; without `model` it serves the oldest waiting job's. Again after it was given
+        up: see `check`."""
         assert self._repository is not None, "the owner is not started"
         self._supervisor = WorkerSupervisor(self._settings, self._repository, self.addresses.broker_url, model)
         self._supervisor.start()
@@ -165,11 +173,14 @@ class EmbeddedOwner:
         dispatcher = make_dispatcher(self._settings, repository, self.addresses.broker_url)
         dispatcher.fill(stale_seconds=0.0)  # the broker is new: every hint that was ever sent is gone
         reconciler = Reconciler(self._settings, repository, dispatcher)
-        every = min(RECONCILE_SECONDS, self._settings.reconcile_seconds)
-        self._reconciler = threading.Thread(
-            target=reconciler.run, args=(self._stopping,), kwargs={"every": every}, name="reconciler", daemon=True
-        )
+        self._reconciler = threading.Thread(target=self._reconcile, args=(reconciler,), name="reconciler", daemon=True)
         self._reconciler.start()
+
+    def _reconcile(self, reconciler: Reconciler) -> None:
+        from jobs.control import serving_control
+
+        with serving_control(self.addresses.broker_url, self._settings.redis_prefix, reconciler.wake):
+            reconciler.run(self._stopping, every=min(RECONCILE_SECONDS, self._settings.reconcile_seconds))
 
 
 @contextmanager

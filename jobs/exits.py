@@ -32,7 +32,10 @@ class Exit(IntEnum):
     CANCELLED = 6, "the job was cancelled"
     EXPIRED = 7, "the job expired"
     UNREACHABLE = 8, "broker, database or worker out of reach, or another schema in the database"
-    CONFLICT = 9, "no such job, the job is in another state, or the output or key belongs to another job"
+    CONFLICT = (
+        9,
+        "no such job, schedule or data set, it is in another state, or the output, key or name belongs to another",
+    )
     TIMED_OUT = 124, "--wait-timeout passed; the job goes on"
     INTERRUPTED = 130, "Ctrl-C; the message says how to go on"
 
@@ -92,6 +95,10 @@ def _codes() -> tuple[tuple[type[BaseException], Exit], ...]:
         (ModelUnknown, Exit.INPUT_INVALID),
         (ModelRefused, Exit.INPUT_INVALID),
         (errors.NoSuchJob, Exit.CONFLICT),
+        (errors.NoSuchDataset, Exit.CONFLICT),
+        (errors.NoSuchSchedule, Exit.CONFLICT),
+        (errors.ScheduleConflict, Exit.CONFLICT),
+        (errors.DatasetBusy, Exit.UNREACHABLE),
         (errors.JobConflict, Exit.CONFLICT),
         (errors.OutputConflict, Exit.CONFLICT),
         (errors.Fenced, Exit.CONFLICT),

@@ -20,6 +20,7 @@ from storage import layout
 from storage.durable import move, sync_folder
 from storage.errors import Fenced, InputInvalid, StorageError
 from storage.output import Owner, sweep, take_output
+from storage.parquet.chosen import write_chosen
 from storage.parquet.reader import open_input
 from storage.records import Job
 from storage.repository import Repository
@@ -55,10 +56,14 @@ def freeze_plan(
         # Written under the epoch's own name: a planner that lost its lease does not reach the plan of the next.
         draft = out / layout.PLAN.replace(".parquet", f".e{epoch}.parquet")
         renew = partial(repository.renew_job, job.id, epoch, settings.lease_seconds)
-        plan = make_plan(asked.plan_task(draft), _both(_renewing(renew, settings.heartbeat_seconds), progress))
+        watched = _both(_renewing(renew, settings.heartbeat_seconds), progress)
+        chosen = asked.new_rows(watched)
+        plan = make_plan(asked.plan_task(draft, chosen=chosen), watched)
         if open_input(asked.options.inputs).fingerprint != job.input_fingerprint:
             raise InputInvalid("changed", "the input was changed while it was read; submit again when it is complete")
         renew()
+        if chosen is not None:
+            write_chosen(out / layout.INPUT_ROWS, chosen)
         move(draft, out / layout.PLAN)
         sync_folder(draft.parent)
         return plan, repository.queue_job(job.id, epoch, plan.record, plan.shards)

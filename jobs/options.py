@@ -23,6 +23,7 @@ SHARD_TOKENS = 65_536
 SHARD_ROWS = 4096
 # A plan's footer and the memory of whoever reads it grow with the number of shards: a huge job gets larger ones.
 MOST_SHARDS = 2048
+ONLY_NEW = "only_new"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,8 @@ class SubmitOptions:
     `keep_columns=None` passes every input column through. `shard_tokens` counts computed prompt tokens plus the most
     tokens that may be generated; None takes the default, larger for a huge job. `resume`: attach to the job of this
     output folder if there is one, only if there is one, or never. `deadline`: see `jobs.deadline`. With an
-    `idempotency_key` the job is known by it, whatever its output folder.
+    `idempotency_key` the job is known by it, whatever its output folder. `only_new` is a data set: rows that a current
+    run of it has generated are left out when the job is planned, and `limit` counts the others.
     """
 
     inputs: tuple[str, ...]
@@ -58,6 +60,7 @@ class SubmitOptions:
     deadline: str | None = None
     max_error_rate: float | None = None
     idempotency_key: str | None = None
+    only_new: Path | None = None
 
     def __post_init__(self) -> None:
         """Raises ValueError for a value that cannot be honoured."""
@@ -84,7 +87,8 @@ class SubmitOptions:
                 raise ValueError(f"{flag} is {value}; it must be at least 1")
 
     def spec(self, model_key: str) -> dict[str, Any]:
-        """Everything here that changes results, JSON-ready. Order, shards, names and engine options do not."""
+        """Everything here that changes results, JSON-ready. Order, shards, names and engine options do not. What is
+        not in the specification of older versions is there only if it was asked for, so that theirs stay the same."""
         return {
             "model": self.model,
             "model_revision": self.model_revision,
@@ -99,6 +103,7 @@ class SubmitOptions:
             "limit": self.limit,
             "on_too_long": self.on_too_long,
             "keep_columns": None if self.keep_columns is None else sorted(self.keep_columns),
+            **({} if self.only_new is None else {ONLY_NEW: os.path.abspath(self.only_new)}),
         }
 
     def frozen(self) -> dict[str, Any]:
@@ -124,6 +129,7 @@ class SubmitOptions:
                 "output": Path(fields["output"]),
                 "sampling": Sampling.from_spec(fields["sampling"]),
                 "keep_columns": None if keep is None else tuple(keep),
+                ONLY_NEW: Path(fields[ONLY_NEW]) if ONLY_NEW in fields else None,
             }
         )
 
@@ -136,7 +142,8 @@ def hash_spec(spec: Mapping[str, Any]) -> str:
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What a new specification says otherwise than an old one, as `key: old -> new`, sampling options one by one."""
     changes = []
-    for key, after in sorted(new.items()):
+    dropped = {ONLY_NEW: None} if ONLY_NEW in old else {}
+    for key, after in sorted({**dropped, **new}.items()):
         before = old.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             changes += changed_keys(before, after)

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.columns import Columns
+from jobs.inputrows import encoded_rows
 from jobs.intake import TOKENS_KEY, RowEncoder
 from jobs.options import Order
 from jobs.planner import CutLimits, Int64s, RowCost, cached_lengths, cut_shards, shared_lengths
@@ -30,11 +31,10 @@ from storage.parquet.schema import TOKENS
 from storage.parquet.sorting import ExternalSorter
 from storage.records import NewShard, PlanRecord
 
-READ_ROWS = 4096
 DECODE_KEY = "decode_key"
 
 Progress = Callable[[str, int, int], None]
-"""Called with (stage, rows done, rows in all) after each batch; stages are `read` and `write`. May raise to stop."""
+"""Called with (stage, rows done, rows in all) after each batch: `compare`, `read`, `write`. May raise to stop."""
 
 
 def silent(stage: str, done: int, total: int) -> None:
@@ -55,7 +55,8 @@ class PlanTask:
     order: Order
     cut: CutLimits
     most_shards: int | None  # where the user has left the size of shards to us
-    only: Int64s | None = None  # places in the input of the rows to plan, ascending; None: all
+    chosen: Int64s | None = None  # places in the input of the job's rows, ascending; None: all up to the limit
+    only: Int64s | None = None  # row_index of the rows to plan, ascending; None: all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +69,7 @@ class Plan:
     row_errors: dict[str, int]  # by error_code
     num_outputs: int
     longest_prompt: int
+    left_out: int = 0  # rows of the input that are not new
 
 
 @dataclass(slots=True)
@@ -84,6 +86,7 @@ class _Totals:
 def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
     """Raises InputInvalid when the input as a whole cannot be used; then there is no plan file."""
     total = task.inputs.num_rows if task.limit is None else min(task.limit, task.inputs.num_rows)
+    total = total if task.chosen is None else len(task.chosen)
     total = total if task.only is None else len(task.only)
     totals, shards = _Totals(), []
     with ExitStack() as stack:
@@ -122,6 +125,7 @@ def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
         row_errors=dict(totals.errors),
         num_outputs=totals.outputs,
         longest_prompt=totals.longest,
+        left_out=0 if task.chosen is None else task.inputs.num_rows - len(task.chosen),
     )
 
 
@@ -137,30 +141,15 @@ def _limits(task: PlanTask, totals: _Totals) -> CutLimits:
 
 
 def _encoded(task: PlanTask) -> Iterator[pa.RecordBatch]:
-    """The rows of the input, up to the limit, as `RowEncoder` makes them."""
-    wanted = dict.fromkeys((task.columns.source, *task.columns.passed.names, *task.columns.overrides))
-    if task.columns.id is not None:
-        wanted[task.columns.id] = None
-    ends = np.cumsum([file.num_rows for file in task.inputs.files])
-    row, left = 0, task.limit
-    for batch in task.inputs.batches(READ_ROWS, list(wanted)):
-        if left is not None:
-            batch = batch.slice(0, left)
-            left -= batch.num_rows
-        file_index = int(np.searchsorted(ends, row, side="right"))
-        in_file = row - (int(ends[file_index - 1]) if file_index else 0)
-        numbers = pa.array(np.arange(in_file, in_file + batch.num_rows)).cast(pa.string())
-        default_ids = pc.binary_join_element_wise(f"{file_index:05d}", numbers, ":")
-        places = np.arange(row, row + batch.num_rows)
-        row += batch.num_rows
-        if task.only is not None:
-            wanted_rows = np.isin(places, task.only)
-            places, mask = places[wanted_rows], pa.array(wanted_rows)
-            batch, default_ids = batch.filter(mask), default_ids.filter(mask)
-        if len(places):
-            yield from task.rows.encode(batch, places, default_ids)
-        if left == 0:
-            return
+    """The rows to plan, as `RowEncoder` makes them."""
+    rows = encoded_rows(task.inputs, task.columns, task.rows, limit=task.limit, chosen=task.chosen)
+    if task.only is None:
+        yield from rows
+        return
+    for batch in rows:
+        mask = np.isin(batch["row_index"].to_numpy(), task.only)
+        if mask.any():
+            yield batch.filter(pa.array(mask))
 
 
 class _Ordered:

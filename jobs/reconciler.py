@@ -1,5 +1,5 @@
 """The loop that makes everything happen at last: leases that ran out, hints that got lost, jobs that are complete or
-were left half-planned.
+were left half-planned, schedules that are due.
 
 Any number may run, since every move is compare-and-set. It depends on SQL alone; without the broker, hints wait.
 """
@@ -22,12 +22,14 @@ from tenacity.nap import sleep_using_event
 
 from jobs.abandoned import AbandonedJobs
 from jobs.app import make_app
+from jobs.control import serving_control
 from jobs.damage import find_damages
 from jobs.dispatch import BrokerDown, Dispatcher
 from jobs.embedded import connect
 from jobs.publishing import publish_job
 from jobs.quarantine import divide_crashed
 from jobs.retry import decide
+from jobs.schedules.keeper import ScheduleKeeper
 from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
 from jobs.withdrawal import give_back
@@ -42,6 +44,7 @@ from storage.states import JOB_FINAL
 log = logging.getLogger(__name__)
 
 MANY_JOBS = 1000  # that ended of late
+HURRY_SECONDS = 0.5  # until the loop sees that there is something new
 LONGEST_PAUSE = 30.0  # seconds between tries while SQL or broker are down
 
 
@@ -75,7 +78,9 @@ class Reconciler:
         self._monotonic = monotonic
         self._expires_from = monotonic()
         self._owner = f"reconciler-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
-        self._abandoned = AbandonedJobs(settings, repository, self._owner)
+        self._hurry = threading.Event()  # set by work beside the loop: the next tick need not wait
+        self._abandoned = AbandonedJobs(settings, repository, self._owner, self._hurry.set)
+        self._schedules = ScheduleKeeper(settings, repository, self._owner, done=self._hurry.set)
 
     def sweep_published(self) -> None:
         """Remove what a reconciler that died right after publishing could not. Raises DatabaseDown."""
@@ -108,6 +113,7 @@ class Reconciler:
                 give_back(self._repository, job)  # it was never planned
         for job in self._repository.advance_jobs():
             self._finalise(job)
+        self._schedules.look()
         self._abandoned.look()
         self._dispatcher.fill()
 
@@ -131,9 +137,21 @@ class Reconciler:
             patiently(self.sweep_published)
             while not stop.is_set():
                 patiently(self.tick)
-                stop.wait(pause)
+                self._rest(stop, pause)
         finally:
             self._abandoned.stop()
+            self._schedules.stop()
+
+    def _rest(self, stop: threading.Event, pause: float) -> None:
+        deadline = self._monotonic() + pause
+        while (left := deadline - self._monotonic()) > 0 and not self._hurry.is_set():
+            if stop.wait(min(left, HURRY_SECONDS)):
+                return
+        self._hurry.clear()
+
+    def wake(self) -> None:
+        """Look at the schedules now; from any thread."""
+        self._schedules.wake()
 
     def _finalise(self, job: Job) -> None:
         """Publish one job if nobody else does. A job that cannot be published fails with the reason."""
@@ -199,7 +217,9 @@ def run_reconciler(settings: Settings) -> int:
     try:
         repository.check_schema()
         log.info("reconciler started pid=%d", os.getpid())
-        Reconciler(settings, repository, make_dispatcher(settings, repository, addresses.broker_url)).run(stop)
+        reconciler = Reconciler(settings, repository, make_dispatcher(settings, repository, addresses.broker_url))
+        with serving_control(addresses.broker_url, settings.redis_prefix, reconciler.wake):
+            reconciler.run(stop)
     finally:
         repository.close()
     return 0

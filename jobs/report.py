@@ -94,6 +94,8 @@ def plan_lines(plan: Plan) -> list[str]:
         f"prompts: {record.prompt_tokens:,} tokens, the longest {plan.longest_prompt:,};"
         f" predicted hit rate {share:.1%}, at least {record.lower_bound_tokens:,} tokens to compute",
     ]
+    if plan.left_out:
+        lines.insert(1, f"only new rows: {plan.left_out:,} rows of the input are left out")
     if plan.row_errors:
         errors = ", ".join(f"{count:,} {code}" for code, count in sorted(plan.row_errors.items()))
         lines.append(f"rows with errors: {errors}; they come out as errored rows, the others run")

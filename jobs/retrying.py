@@ -21,6 +21,7 @@ from storage import layout
 from storage.durable import inside
 from storage.errors import InputInvalid, JobConflict
 from storage.output import Owner, read_owner
+from storage.parquet.chosen import read_chosen
 from storage.parquet.generations import Generation
 from storage.parquet.reader import open_input
 from storage.records import Job, JobId, NewGeneration
@@ -88,7 +89,8 @@ def retry(job_id: JobId, choice: Choice, repository: Repository, settings: Setti
     key = layout.plan(number, f"plan-{uuid.uuid4().hex[:8]}")  # of this command alone: two may be at it
     path = inside(out, key)
     try:
-        plan = make_plan(submission.plan_task(path, key, selected.rows), progress)
+        chosen = None if submission.options.only_new is None else read_chosen(out / layout.INPUT_ROWS)
+        plan = make_plan(submission.plan_task(path, key, chosen=chosen, only=selected.rows), progress)
         if open_input(submission.options.inputs).fingerprint != job.input_fingerprint:
             raise InputInvalid("changed", f"the input {job.input_uri} was changed while it was read")
         new = NewGeneration(number=number, plan=plan.record, shards=plan.shards, kept=selected.kept)

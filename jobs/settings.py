@@ -55,6 +55,19 @@ class Settings(BaseSettings):
     watch_seconds: float = 0.5  # between two looks at a job that is waited for
     engine_factory: str = "jobs.engines:real_engine"  # dotted path; tests name a fake one
 
+    # --- schedules --------------------------------------------------------------------------------------------
+    schedule_tick_seconds: float = 30.0  # between two looks at what is due, by the reconciler and by beat
+    schedule_grace_seconds: float = 300.0  # a slot that nobody looked at for longer is late: catch-up decides
+    schedule_slots: int = 1000  # of those that came due since the last look, only the newest are recorded
+    notice_tries: int = 10  # until a webhook that cannot be reached is given up
+    notice_pause_seconds: float = 30.0  # before the second try; then twice as long each time
+
+    # --- data sets --------------------------------------------------------------------------------------------
+    dataset_checks: str = ""  # functions that a data set may name as a gate: package.module:function, with commas
+    webhook_timeout_seconds: float = 10.0
+    webhook_tries: int = 4
+    webhook_pause_seconds: float = 1.0  # before the second try; then twice as long each time
+
     # --- tests ------------------------------------------------------------------------------------------------
     failpoints: str = ""  # where to die, see storage.failpoints
 
@@ -84,6 +97,11 @@ class Settings(BaseSettings):
     def batch_target(self) -> int:
         """Sequences in flight below which a worker takes another shard."""
         return 2 * self.max_sequences
+
+    @property
+    def allowed_checks(self) -> frozenset[str]:
+        """`dataset_checks`, one by one."""
+        return frozenset(filter(None, (check.strip() for check in self.dataset_checks.split(","))))
 
     @property
     def embedded(self) -> bool:

@@ -13,13 +13,15 @@ from jobs.columns import Columns, choose_columns
 from jobs.deadline import Deadline, parse_deadline
 from jobs.intake import RowEncoder
 from jobs.models import ResolvedModel, model_files, resolve_model
+from jobs.onlynew import choose_new, known_keys
 from jobs.options import MOST_SHARDS, SHARD_ROWS, SHARD_TOKENS, SubmitOptions, changed_keys, derive_seed, hash_spec
 from jobs.planner import CutLimits, Int64s
-from jobs.planning import PlanTask
+from jobs.planning import PlanTask, Progress
 from jobs.prompts import PromptEncoder
 from jobs.sampling import SamplingInvalid, check_overrides
 from jobs.settings import Settings
 from storage import layout
+from storage.dataset.names import label_of
 from storage.errors import InputInvalid
 from storage.output import Owner
 from storage.parquet.reader import InputFiles, open_input
@@ -73,8 +75,20 @@ class Submission:
             tags=dict(options.tags),
         )
 
-    def plan_task(self, path: Path, key: str = layout.PLAN, only: Int64s | None = None) -> PlanTask:
-        """What to plan into the file `path`, `key` in SQL; spill files go beside it. `only`: these rows."""
+    def new_rows(self, progress: Progress) -> Int64s | None:
+        """Which rows of the input are new, if only those are asked for. Raises InputInvalid, FileDamaged."""
+        options = self.options
+        if options.only_new is None:
+            return None
+        dataset = Path(os.path.abspath(options.only_new))
+        known = known_keys(dataset, made_again=label_of(dataset, self.out))
+        return choose_new(self.inputs, self.columns, known, limit=options.limit, progress=progress)
+
+    def plan_task(
+        self, path: Path, key: str = layout.PLAN, *, chosen: Int64s | None, only: Int64s | None = None
+    ) -> PlanTask:
+        """What to plan into the file `path`, `key` in SQL; spill files go beside it. `chosen`: see `new_rows`. `only`:
+        these rows of the job."""
         options, settings = self.options, self.settings
         # Half a batch target: smaller shards would be claimed and committed more often than they keep a batch full.
         min_rows = max(1, settings.max_sequences // 2)
@@ -85,7 +99,7 @@ class Submission:
             path=path,
             key=key,
             scratch=path.parent,
-            limit=options.limit,
+            limit=options.limit if chosen is None else None,
             order=options.order,
             cut=CutLimits(
                 budget_tokens=options.shard_tokens or SHARD_TOKENS,
@@ -93,6 +107,7 @@ class Submission:
                 max_rows=max(options.shard_rows or SHARD_ROWS, min_rows),
             ),
             most_shards=None if options.shard_tokens or options.shard_rows else MOST_SHARDS,
+            chosen=chosen,
             only=only,
         )
 

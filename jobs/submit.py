@@ -46,7 +46,8 @@ def dry_run(options: SubmitOptions, settings: Settings, progress: Progress = sil
     """All of the checking and planning; registers nothing and leaves nothing. Raises InputInvalid, ModelUnknown."""
     submission = check(options, settings)
     with tempfile.TemporaryDirectory(prefix="nightmill-") as scratch:
-        return make_plan(submission.plan_task(Path(scratch) / "plan.parquet"), progress)
+        chosen = submission.new_rows(progress)
+        return make_plan(submission.plan_task(Path(scratch) / "plan.parquet", chosen=chosen), progress)
 
 
 def submit(

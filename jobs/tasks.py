@@ -1,4 +1,4 @@
-"""The one task: a hint to try to claim a shard. And how such a hint is sent."""
+"""The tasks: a hint to try to claim a shard, and one to look at the schedules. And how such hints are sent."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jobs.app import NightmillApp
 
 RUN_SHARD = "nightmill.run_shard"
+TICK = "nightmill.tick"
 
 
 def run_shard(self: Any, job_id: int, shard_id: int, alone: bool = False) -> str:
@@ -23,6 +24,15 @@ def run_shard(self: Any, job_id: int, shard_id: int, alone: bool = False) -> str
     runtime = self.app.runtime
     assert runtime is not None, "a shard was sent to a process that is no worker"
     return str(runtime.run_shard(ShardId(int(shard_id)), job_id=JobId(int(job_id)), alone=bool(alone)))
+
+
+def publish_tick(app: NightmillApp) -> None:
+    """Ask whoever serves the control queue to look at the schedules now. Losing or doubling it is harmless. Raises
+    BrokerDown."""
+    try:
+        app.send_task(TICK)  # to the default queue, which is the one of control
+    except (OperationalError, OSError) as error:
+        raise BrokerDown(f"the schedules could not be looked at now: {error}; it is done later") from error
 
 
 def publish_hint(app: NightmillApp, hint: Hint) -> None:

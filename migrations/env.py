@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from storage.tables import metadata
+from storage.schedule_tables import metadata  # the last module of tables: it has them all
 
 connection = context.config.attributes["connection"]
 context.configure(

@@ -4,7 +4,11 @@ StorageError
 ├── InputInvalid      the input cannot be read as prompts; has a `code`
 ├── OutputConflict    the output directory belongs to another job, or cannot be written
 ├── NoSuchJob
+├── NoSuchDataset     no run of this data set is current yet
+├── DatasetBusy       another process changes the data set for too long
 ├── JobConflict       the same run key or output with another specification
+├── NoSuchSchedule
+├── ScheduleConflict  the name or data set belongs to another schedule, or it was changed meanwhile
 ├── Fenced            a newer epoch owns the shard or job; stop, delete own files
 ├── SchemaOutdated    the database has an older or newer schema than this program
 ├── DatabaseDown      SQL cannot be reached; retrying later may help
@@ -33,12 +37,29 @@ class NoSuchJob(StorageError):
     """There is no job with this id."""
 
 
+class NoSuchDataset(StorageError):
+    """No run of this data set is current yet."""
+
+
+class DatasetBusy(StorageError):
+    """Another process changes this data set now; trying again later may help."""
+
+
 class JobConflict(StorageError):
     """A job with the same run key or output exists with another specification."""
 
 
+class NoSuchSchedule(StorageError):
+    """There is no schedule of this name, or no run of this label."""
+
+
+class ScheduleConflict(StorageError):
+    """The name or data set belongs to another schedule, or the schedule or run is not in the state that was asked of
+    it."""
+
+
 class Fenced(StorageError):
-    """A newer epoch owns this shard or job: this attempt is over and its files must go."""
+    """A newer epoch owns this shard, job or run: this attempt is over and its files must go."""
 
 
 class SchemaOutdated(StorageError):

@@ -21,6 +21,9 @@ NAMES = (
     *("commit.before_sql", "commit.after_sql"),
     *("publish.before_parts", "publish.after_parts", "publish.before_manifest", "publish.after_manifest"),
     *("publish.before_sql", "publish.after_sql", "dispatch.after_sql"),
+    *("fire.before_sql", "fire.after_sql"),
+    *("settle.before_verdict", "settle.after_verdict", "settle.before_current", "settle.after_current"),
+    *("settle.after_card", "settle.after_move", "settle.after_retention", "settle.after_webhook", "settle.before_sql"),
 )
 
 

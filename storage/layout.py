@@ -8,6 +8,7 @@ OUT/
   _meta/errors/part-00000.parquet      input columns + error of rows that failed; can be submitted again
   _meta/owner.json                     which job owns OUT; stays when _inprogress is swept
   _meta/job.json  _meta/stats.json
+  _meta/input_rows.parquet             which rows of the input the job has, if only those that were new
   _meta/manifest-0001.json             immutable generations of the manifest
   _inprogress/plan/plan.parquet        the frozen plan: one row group per shard
   _inprogress/segments/shard-00042.e3-0007.parquet
@@ -30,6 +31,7 @@ MANIFEST = "manifest.json"
 README = "README.md"
 JOB_JSON = f"{META}/job.json"
 STATS_JSON = f"{META}/stats.json"
+INPUT_ROWS = f"{META}/input_rows.parquet"
 OWNER = f"{META}/owner.json"
 SUPERSEDED = f"{META}/superseded"
 PLAN = f"{INPROGRESS}/plan/plan.parquet"

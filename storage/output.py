@@ -63,6 +63,7 @@ def drop_output(out: Path, owner: Owner) -> None:
     if read_owner(out) != owner or (out / layout.MANIFEST).exists():
         return
     sweep(out)
+    (out / layout.INPUT_ROWS).unlink(missing_ok=True)
     (out / layout.OWNER).unlink(missing_ok=True)
     _remove_empty(out, out)
 

@@ -1,4 +1,4 @@
-"""The state machines of jobs and shards on one page.
+"""The state machines of jobs, shards and runs on one page.
 
 Job:    validating -> queued -> in_progress -> finalizing -> completed
         any open state -> cancelling -> cancelled,  expiring -> expired (deadline),
@@ -9,6 +9,9 @@ Shard:  ready -> queued -> running -> done
         ready -> split | dead  (its worker died while it ran alone: fewer rows are suspected now, or one)
         done, dead -> ready  (a file of it was damaged before it was published); the job: finalizing -> in_progress
 Row:    succeeded | errored | expired | canceled  (once it has ended)
+Run:    queued <-> waiting (no input yet) -> running -> settling -> succeeded | gates_failed | failed | cancelled
+        queued, waiting -> failed | cancelled;  waiting -> no_input;  a slot that comes to nothing: skipped | missed
+        any end -> queued (asked for again: the next attempt of the same label)
 """
 
 from __future__ import annotations
@@ -59,9 +62,29 @@ class Outcome(StrEnum):
     DAMAGED = "damaged"  # committed, but its file was damaged before it was published
 
 
+class RunState(StrEnum):
+    """One firing of a schedule."""
+
+    QUEUED = "queued"  # it waits for its turn
+    WAITING = "waiting"  # its input is not there yet
+    RUNNING = "running"  # it has a job
+    SETTLING = "settling"  # its job has ended; somebody checks and publishes it under a lease
+    SUCCEEDED = "succeeded"  # its partition is current
+    GATES_FAILED = "gates_failed"  # its partition is kept aside
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    NO_INPUT = "no_input"
+    SKIPPED = "skipped"  # an earlier run was still at work (overlap)
+    MISSED = "missed"  # nobody ticked in time, and it was not caught up (catch_up)
+
+
 JOB_FINAL = frozenset({JobState.COMPLETED, JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED})
 JOB_RUNNABLE = frozenset({JobState.QUEUED, JobState.IN_PROGRESS})  # its shards may be dispatched and claimed
 JOB_STOPPING = frozenset({JobState.CANCELLING, JobState.EXPIRING, JobState.FAILING})  # what is done gets published
 QUARANTINE_CRASHES = 2  # a shard that was in so many crashes is suspected and runs alone
 SHARD_WAITING = frozenset({ShardState.READY, ShardState.QUEUED})
 SHARD_OPEN = frozenset({ShardState.READY, ShardState.QUEUED, ShardState.RUNNING})
+RUN_PENDING = frozenset({RunState.QUEUED, RunState.WAITING})  # no job yet
+RUN_ACTIVE = frozenset({RunState.RUNNING, RunState.SETTLING})  # takes one of max_active places
+RUN_OPEN = RUN_PENDING | RUN_ACTIVE
+RUN_FINAL = frozenset(RunState) - RUN_OPEN

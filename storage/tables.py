@@ -11,7 +11,6 @@ from __future__ import annotations
 from sqlalchemy import (
     JSON,
     BigInteger,
-    Boolean,
     CheckConstraint,
     Column,
     Double,
@@ -259,28 +258,4 @@ workers = Table(
     _seconds("step_at"),
     Column("notice", String),  # why it takes no new shard
     Column("drain_requested_at", Double),
-)
-
-schedules = Table(
-    "schedules",
-    metadata,
-    Column("id", BigId, primary_key=True),
-    Column("name", String, nullable=False, unique=True),
-    Column("cron", String, nullable=False),
-    Column("timezone", String, nullable=False),
-    Column("spec", JSON, nullable=False),
-    Column("enabled", Boolean, nullable=False),
-    Column("created_at", Double, nullable=False),
-)
-
-schedule_runs = Table(
-    "schedule_runs",
-    metadata,
-    Column("id", BigId, primary_key=True),
-    Column("schedule_id", ForeignKey("schedules.id"), nullable=False),
-    Column("logical_time", Double, nullable=False),
-    Column("state", String, nullable=False),
-    Column("job_id", ForeignKey("jobs.id")),
-    Column("created_at", Double, nullable=False),
-    UniqueConstraint("schedule_id", "logical_time"),  # one run per logical date
 )

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from jobs.cli import control, crew, generations, inspect, operate, processes, submit
+from jobs.cli import control, crew, generations, inspect, operate, processes, schedule, submit
 from jobs.exits import Exit, explain, table
 
 HELP = "Offline LLM batch processor: Parquet in, hybrid-cache engine, Parquet out, exactly once."
@@ -33,7 +33,7 @@ def build() -> typer.Typer:
     ) -> None:
         """Hold the options of all commands; `main` reads --debug itself, since it may follow the command."""
 
-    for group in (submit, inspect, control, generations, processes, crew, operate):
+    for group in (submit, inspect, control, generations, schedule, processes, crew, operate):
         group.add_to(app)
     return app
 

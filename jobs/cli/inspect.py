@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs import client, place, report
 from jobs.cli import terminal
 from jobs.exits import Interrupted, UsageError, of_job
+
+if TYPE_CHECKING:
+    from jobs.results import Results
 
 JobArgument = Annotated[int, typer.Argument(metavar="JOB", help="The id that submit printed.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="JSON also on a terminal.")]
@@ -67,23 +70,25 @@ def watch(
 
 
 def results(
-    job: JobArgument,
+    job: Annotated[int | None, typer.Argument(metavar="[JOB]", help="The id that submit printed.")] = None,
+    dataset: Annotated[
+        Path | None, typer.Option("--dataset", metavar="DIR", help="What is current of a data set, instead of a job.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many rows.")] = None,
     errors: Annotated[bool, typer.Option("--errors", help="Only rows that failed.")] = False,
     format: Annotated[str | None, typer.Option(help="table, jsonl or parquet.")] = None,
     to: Annotated[Path | None, typer.Option(help="Write to this file instead of stdout.")] = None,
 ) -> None:
-    """Print the published rows of a job: a table on a terminal, JSON lines in a pipe. Reads what the manifest lists."""
-    from jobs.results import Results, shorten
-    from storage.records import JobId
+    """Print the published rows of a job, or of all current runs of a data set with the label of each in `dt`: a table
+    on a terminal, JSON lines in a pipe. Reads what the manifest, or current.json, lists."""
+    from jobs.results import shorten
 
     wanted = format or ("jsonl" if to or not terminal.is_terminal() else "table")
     if wanted not in ("table", "jsonl", "parquet"):
         raise UsageError(f"--format is {wanted!r}; use table, jsonl or parquet")
     if wanted == "parquet" and to is None:
         raise UsageError("--format parquet needs --to FILE")
-    with place.find().repository() as repository:
-        found = Results.of(repository.get_job(JobId(job)), errors_only=errors, limit=limit)
+    found = _results(job, dataset, errors=errors, limit=limit)
     if to is not None:
         try:
             written = found.write_parquet(to) if wanted == "parquet" else found.write_jsonl(to)
@@ -93,6 +98,19 @@ def results(
     else:
         rows = found.rows() if wanted == "jsonl" else (shorten(row, found.table_columns) for row in found.rows())
         terminal.write_rows(rows, found.table_columns, as_json=wanted == "jsonl")
+
+
+def _results(job: int | None, dataset: Path | None, *, errors: bool, limit: int | None) -> Results:
+    from jobs.results import Results
+    from storage.records import JobId
+
+    if (job is None) == (dataset is None):
+        raise UsageError("name either a job, by its id, or a data set with --dataset DIR")
+    if dataset is not None:
+        return Results.of_dataset(dataset, errors_only=errors, limit=limit)
+    with place.find().repository() as repository:
+        assert job is not None, "one of them is given"
+        return Results.of(repository.get_job(JobId(job)), errors_only=errors, limit=limit)
 
 
 def stats(

@@ -9,7 +9,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from jobs.cli import terminal
 
-WORDS = {"read": "reading prompts", "write": "writing the plan", "wait": "waiting for another submit of this job"}
+WORDS = {
+    "compare": "looking for new rows",
+    "read": "reading prompts",
+    "write": "writing the plan",
+    "wait": "waiting for another submit of this job",
+}
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Commands that run until they are stopped: worker, reconciler, flower."""
+"""Commands that run until they are stopped: worker, reconciler, beat, flower, and up for all of them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,30 @@ from jobs.exits import UsageError
 
 
 def add_to(app: typer.Typer) -> None:
-    for command in (worker, reconciler, flower):
+    for command in (up, worker, reconciler, beat, flower):
         app.command()(command)
+
+
+def up(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port of Flower on 127.0.0.1; 0 takes a free one.")
+    ] = 5555,
+    no_flower: Annotated[bool, typer.Option("--no-flower", help="Without Flower.")] = False,
+    gpus: Annotated[
+        str | None, typer.Option(help="Real mode: one worker per GPU, all, or indices or UUIDs with commas.")
+    ] = None,
+) -> None:
+    """Run everything that schedules need on this host: broker, worker, reconciler, beat and Flower.
+
+    Ctrl-C or SIGTERM stops all of them in order; what was begun is sealed, and the next start goes on with it.
+    """
+    _log_to_stderr()
+    from jobs.up import run_up
+
+    settings = place.find().settings
+    if gpus is not None and settings.embedded:
+        raise UsageError("--gpus is for real mode; in embedded mode NIGHTMILL_DEVICE says where the one worker runs")
+    raise typer.Exit(run_up(settings, flower_port=None if no_flower else port, gpus=gpus))
 
 
 def worker(
@@ -59,6 +81,15 @@ def reconciler() -> None:
     with announced(found.settings, found.database_url):
         code = run_reconciler(found.settings)
     raise typer.Exit(code)
+
+
+def beat() -> None:
+    """Ask every 30 seconds for a look at the schedules. A second one is harmless, and so is none: reconcilers look
+    as well."""
+    _log_to_stderr()
+    from jobs.beat import run_beat
+
+    raise typer.Exit(run_beat(place.find().settings))
 
 
 def flower(

@@ -31,10 +31,9 @@ def submit(
     messages_column: Annotated[str | None, flag(help="Column of chats (messages).", panel=INPUT)] = None,
     id_column: Annotated[str | None, flag(help="Column of unique row names (custom_id).", panel=INPUT)] = None,
     system_prompt: Annotated[str | None, flag(help="Put before every chat.", panel=INPUT)] = None,
-    raw_prompt: Annotated[
-        bool, flag("--raw-prompt", help="Prompts as they are, no chat template.", panel=INPUT)
-    ] = False,
+    raw_prompt: Annotated[bool, flag("--raw-prompt", help="Apply no chat template.", panel=INPUT)] = False,
     limit: Annotated[int | None, flag(help="Only the first rows.", panel=INPUT)] = None,
+    only_new: Annotated[Path | None, flag(help="Without the rows that this data set has.", panel=INPUT)] = None,
     keep_columns: Annotated[
         list[str] | None, flag("--keep-column", help="Pass only this column through; may be repeated.", panel=INPUT)
     ] = None,
@@ -130,6 +129,7 @@ def submit(
             sampling=Sampling().overridden(check_overrides(sampling)),
             seed=seed,
             limit=limit,
+            only_new=only_new,
             keep_columns=tuple(keep_columns) if keep_columns else None,
             on_too_long=on_too_long,
             order=order,

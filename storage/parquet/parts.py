@@ -54,11 +54,20 @@ class PartWriter:
         """Append one row group; `row_index` [rows] is ascending."""
         if table.num_rows == 0:
             return
-        if self._file is None:
-            self._file = SealedWriter(self._root / layout.part(self._folder, len(self.parts)), self._schema)
-            self._row_index_min = row_index[0].as_py()
+        file = self._file or self._open(row_index[0].as_py())
         self._row_index_max = row_index[-1].as_py()
-        self._file.write(pa.Table.from_arrays(table.columns, schema=self._schema))
+        file.write(pa.Table.from_arrays(table.columns, schema=self._schema))
+
+    def write_empty(self) -> None:
+        """One part without rows, where there is no other: it still says which columns there are."""
+        self._open(0)
+        self._row_index_max = -1
+        self.close_part()
+
+    def _open(self, row_index_min: int) -> SealedWriter:
+        self._file = SealedWriter(self._root / layout.part(self._folder, len(self.parts)), self._schema)
+        self._row_index_min = row_index_min
+        return self._file
 
     def close_part(self) -> None:
         """End the current part, if there is one."""
@@ -114,6 +123,13 @@ class OutputWriter:
     def close_part(self) -> None:
         for writer in (self.data, self.metrics, self.errors):
             writer.close_part()
+
+    def close(self) -> None:
+        """The end of all rows. Who reads a folder of Parquet finds a file in it, also when there were no rows."""
+        self.close_part()
+        if not self.data.parts:
+            self.data.write_empty()
+            self.metrics.write_empty()
 
     def discard(self) -> None:
         for writer in (self.data, self.metrics, self.errors):

@@ -100,6 +100,7 @@ def publish(
     writer = OutputWriter(staging, passed_schema(plan), {"schema_version": str(SCHEMA_VERSION), **job.footer})
     try:
         _write_parts(out, job, sealed, lost, writer, beat)
+        writer.close()
         beat()
         return _install(out, job, staging, writer, beat)
     except FileDamaged:

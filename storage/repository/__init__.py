@@ -33,6 +33,7 @@ from storage.records import (
 )
 from storage.repository import dispatching, integrity, jobs, plans, segments, shards, splitting, stats
 from storage.repository.damage_moves import DamageMoves
+from storage.repository.schedule_moves import ScheduleMoves
 from storage.repository.steering import Steering
 from storage.repository.suspect_moves import SuspectMoves
 from storage.repository.worker_moves import WorkerMoves
@@ -41,8 +42,8 @@ from storage.states import Outcome
 _log = logging.getLogger(__name__)
 
 
-class Repository(Steering, SuspectMoves, DamageMoves, WorkerMoves):
-    """Jobs, shards, segments, workers and statistics in SQLite or PostgreSQL. May be shared by threads."""
+class Repository(Steering, SuspectMoves, DamageMoves, WorkerMoves, ScheduleMoves):
+    """Jobs, shards, segments, workers, statistics and schedules in SQLite or PostgreSQL. May be shared by threads."""
 
     def __init__(self, url: str) -> None:
         """Open the database; does not create or migrate it. Raises DatabaseDown."""

@@ -9,6 +9,7 @@ from storage.errors import JobConflict
 from storage.records import Job, JobId
 from storage.repository.jobs import cancel_shards, end, fenced, get, too_many_errors
 from storage.repository.rows import as_job
+from storage.repository.runs import owns
 from storage.states import JOB_RUNNABLE, SHARD_WAITING, JobState, ShardState
 from storage.tables import jobs, shards
 
@@ -42,13 +43,14 @@ def release(conn: Connection, job_id: JobId, epoch: int, why: str | None) -> Non
 
 
 def unplanned(conn: Connection, idle_seconds: float) -> list[Job]:
-    """Oldest first. A job so young that its submit may not have come to claim it is left alone."""
+    """Oldest first. A job so young that its submit may not have come to claim it is left alone, but for those of
+    schedules, which have no submit."""
     rows = conn.execute(
         select(jobs)
         .where(
             jobs.c.state == JobState.VALIDATING,
             jobs.c.lease_until < now(),
-            jobs.c.created_at < now() - idle_seconds,
+            or_(jobs.c.created_at < now() - idle_seconds, owns(jobs.c.id)),
         )
         .order_by(jobs.c.id)
     )

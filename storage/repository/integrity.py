@@ -7,7 +7,19 @@ from collections.abc import Iterator
 from sqlalchemy import Connection, and_, case, exists, func, or_, select
 
 from storage.repository.jobs import rows_left
-from storage.states import JOB_FINAL, JOB_STOPPING, SHARD_OPEN, JobState, RowStatus, ShardState
+from storage.schedule_tables import schedule_runs
+from storage.states import (
+    JOB_FINAL,
+    JOB_STOPPING,
+    RUN_ACTIVE,
+    RUN_FINAL,
+    RUN_PENDING,
+    SHARD_OPEN,
+    JobState,
+    RowStatus,
+    RunState,
+    ShardState,
+)
 from storage.tables import attempts, cache_limits, cache_stats, dead_rows, jobs, shard_segments, shards
 
 
@@ -20,6 +32,7 @@ def check(conn: Connection) -> None:
         *_attempts(conn),
         *_committed(conn),
         *_outputs(conn),
+        *_runs(conn),
     ]
     assert not problems, "; ".join(problems)
 
@@ -199,3 +212,20 @@ def _committed(conn: Connection) -> Iterator[str]:
         )
     ):
         yield f"shard {row.id} is done with {row.out_rows} rows in {row.out_key}, but {row.sealed} were sealed"
+
+
+def _runs(conn: Connection) -> Iterator[str]:
+    """A run at work has a job of its own, one that waits has none; only who settles holds a lease."""
+    jobs_seen: set[int] = set()
+    for run in conn.execute(select(schedule_runs)):
+        state, name = RunState(run.state), f"run {run.id} ({run.label})"
+        has_job = run.job_id is not None and run.run_id is not None
+        if (state in RUN_ACTIVE and not has_job) or (state in RUN_PENDING and run.job_id is not None):
+            yield f"{name} is {state} with job {run.job_id}"
+        if run.lease_owner is not None and state != RunState.SETTLING:
+            yield f"{name} is {state} and held by {run.lease_owner}"
+        if (state in RUN_FINAL) != (run.finished_at is not None):
+            yield f"{name} is {state} and finished at {run.finished_at}"
+        if run.job_id in jobs_seen:
+            yield f"{name} shares job {run.job_id} with another run"
+        jobs_seen |= set() if run.job_id is None else {run.job_id}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Row
 
 from storage.records import Job, JobId, ModelRef, PlanRecord, Segment, Shard, ShardId
-from storage.states import JobState, ShardState
+from storage.schedule_records import NewSchedule, Run, RunRowId, Schedule, ScheduleId
+from storage.states import JobState, RunState, ShardState
 
 
 def as_job(row: Row[Any]) -> Job:
@@ -90,6 +92,48 @@ def as_segment(row: Row[Any]) -> Segment:
         errored=row.errored,
         expired=row.expired,
         canceled=row.canceled,
+    )
+
+
+def as_schedule(row: Row[Any]) -> Schedule:
+    return Schedule(
+        id=ScheduleId(row.id),
+        declared=NewSchedule(**{field.name: getattr(row, field.name) for field in fields(NewSchedule)}),
+        revision=row.revision,
+        cursor=row.cursor,
+        paused=row.paused_at is not None,
+        created_at=_as_time(row.created_at),
+        ticked_at=_as_time_or_none(row.ticked_at),
+    )
+
+
+def as_run(row: Row[Any]) -> Run:
+    return Run(
+        id=RunRowId(row.id),
+        schedule_id=ScheduleId(row.schedule_id),
+        schedule=row.schedule_name,
+        label=row.label,
+        slot=row.slot,
+        logical_time=_as_time(row.logical_time),
+        state=RunState(row.state),
+        cause=row.cause,
+        attempt=row.attempt,
+        run_id=row.run_id,
+        job_id=None if row.job_id is None else JobId(row.job_id),
+        max_active=row.max_active,
+        rank=row.rank,
+        backfill=row.backfill,
+        wait_until=row.wait_until,
+        epoch=row.epoch,
+        gates=row.gates,
+        reason=row.reason,
+        created_at=_as_time(row.created_at),
+        started_at=_as_time_or_none(row.started_at),
+        finished_at=_as_time_or_none(row.finished_at),
+        notice=row.notice,
+        notice_tries=row.notice_tries,
+        notice_error=row.notice_error,
+        noticed=row.noticed_at is not None,
     )
 
 

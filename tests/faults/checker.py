@@ -43,6 +43,7 @@ ENDS = frozenset({ShardState.DONE, ShardState.DEAD, ShardState.CANCELLED, ShardS
 SWEEP_SECONDS = 5.0
 KNOWN = (  # what a published output directory may hold
     *(layout.MANIFEST, layout.README, layout.JOB_JSON, layout.STATS_JSON, layout.OWNER),
+    f"{layout.META}/verdict-*.json",  # of the data set that it is a run of
     *(f"{layout.META}/manifest-*.json", f"{layout.METRICS}/part-*.parquet", f"{layout.ERRORS}/part-*.parquet"),
 )
 

@@ -16,6 +16,8 @@ from tests.conformance.history import *  # noqa: F403
 from tests.conformance.jobs import *  # noqa: F403
 from tests.conformance.parallel import *  # noqa: F403
 from tests.conformance.retries import *  # noqa: F403
+from tests.conformance.runs import *  # noqa: F403
+from tests.conformance.schedules import *  # noqa: F403
 from tests.conformance.schema import *  # noqa: F403
 from tests.conformance.segments import *  # noqa: F403
 from tests.conformance.shards import *  # noqa: F403

@@ -21,7 +21,9 @@ from tests.unit.jobs.tiny_model import make_model
 
 
 def test_exported_names_are_exactly_the_promised_ones() -> None:
-    assert nightmill.__all__ == ["cancel", "pause", "results", "resume", "retry", "stats", "status", "submit", "wait"]
+    assert nightmill.__all__ == [
+        *("cancel", "open_dataset", "pause", "results", "resume", "retry", "stats", "status", "submit", "wait")
+    ]
 
 
 def test_every_exported_name_is_a_documented_function() -> None:

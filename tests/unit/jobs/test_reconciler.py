@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,9 @@ class FakeSql:
 
     def unplanned_jobs(self, idle_seconds: float) -> list[object]:
         return []
+
+    def has_schedules(self) -> bool:
+        return False
 
     def renew_job(self, job_id: int, epoch: int, lease_seconds: float) -> None:
         self.asked.append("renew")
@@ -248,3 +252,20 @@ def test_after_an_outage_of_the_database_leases_get_time_to_be_renewed(published
         asked.append(len(sql.asked))
 
     assert asked == [0, 0, 1]
+
+
+@pytest.mark.usefixtures("published")
+def test_the_loop_goes_on_at_once_when_work_beside_it_has_ended() -> None:
+    sql, dispatcher, stop = FakeSql(free=False), FakeDispatcher(), threading.Event()
+    made = Reconciler(Settings(reconcile_seconds=1000.0), sql, dispatcher)  # type: ignore[arg-type]
+    thread = threading.Thread(target=made.run, args=(stop,))
+    thread.start()
+
+    for fills in (1, 2):
+        deadline = time.monotonic() + 30.0
+        while dispatcher.fills < fills and time.monotonic() < deadline:
+            stop.wait(0.01)
+        assert dispatcher.fills == fills
+        made._hurry.set()
+    stop.set()
+    thread.join()

@@ -11,7 +11,9 @@ import pytest
 
 from jobs.results import Results, shorten
 from storage import layout
+from storage.dataset.store import DatasetStore
 from storage.errors import FileDamaged, NoSuchJob
+from tests.unit.storage.dataset.samples import NOON, publish_night, take_night
 
 
 @pytest.fixture
@@ -70,6 +72,43 @@ def test_exported_parquet_has_the_same_rows(out: Path, tmp_path: Path, limit: in
 
     assert written == len(expected)
     assert pq.read_table(tmp_path / "copy.parquet")["row_index"].to_pylist() == expected
+
+
+def test_results_without_rows_are_exported_as_a_file_with_their_columns(tmp_path: Path) -> None:
+    take_night(tmp_path, "2026-11-23", rows=0)
+
+    written = Results.of_dataset(tmp_path).write_parquet(tmp_path / "copy.parquet")
+
+    assert written == 0
+    assert "output_text" in pq.read_schema(tmp_path / "copy.parquet").names
+
+
+def test_the_results_of_a_data_set_are_its_current_runs_with_their_labels(tmp_path: Path) -> None:
+    take_night(tmp_path, "2026-11-24", rows=2)
+    take_night(tmp_path, "2026-11-23", "1", rows=9)
+    take_night(tmp_path, "2026-11-23", "2", rows=1)
+    take_night(tmp_path, "2026-11-25", rows=5, accepted=False)
+
+    found = Results.of_dataset(tmp_path)
+
+    rows = [(row["dt"], row["row_index"]) for row in found.rows()]
+    assert rows == [("2026-11-23", 0), ("2026-11-24", 0), ("2026-11-24", 1)]
+    assert found.table_columns[0] == "dt"
+
+
+def test_a_column_that_only_some_runs_have_is_null_in_the_others(tmp_path: Path) -> None:
+    take_night(tmp_path, "2026-11-23", rows=1)
+    publish = publish_night(tmp_path, "2026-11-24", rows=1, columns={"topic": pa.array(["sea"])})
+    store = DatasetStore(tmp_path)
+    store.take(store.judge(publish.verdict()), NOON)
+
+    Results.of_dataset(tmp_path).write_parquet(tmp_path / "copy.parquet")
+
+    copy = pq.read_table(tmp_path / "copy.parquet")
+    assert copy.select(["dt", "topic"]).to_pylist() == [
+        {"dt": "2026-11-23", "topic": None},
+        {"dt": "2026-11-24", "topic": "sea"},
+    ]
 
 
 def test_exported_json_lines_have_the_same_rows(out: Path, tmp_path: Path) -> None:

@@ -89,14 +89,15 @@ def test_a_transaction_that_raises_leaves_nothing(url: str) -> None:
 
     def half_done() -> None:
         with database.write() as conn:
-            conn.exec_driver_sql("INSERT INTO schedules VALUES (1, 'n', '* * * * *', 'UTC', '{}', 1, 0)")
+            columns = "id, boot_id, model_key, model_source, device, state, started_at, heartbeat_at"
+            conn.exec_driver_sql(f"INSERT INTO workers ({columns}) VALUES ('w', 'b', 'k', 's', 'cpu', 'ready', 0, 0)")
             raise OSError("disk gone")
 
     with pytest.raises(OSError, match="disk gone"):
         half_done()
 
     with database.read() as conn:
-        assert conn.exec_driver_sql("SELECT count(*) FROM schedules").scalar() == 0
+        assert conn.exec_driver_sql("SELECT count(*) FROM workers").scalar() == 0
     database.close()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from jobs import client, place, report
 from jobs.cli import inspect, terminal
+from jobs.exits import UsageError
 from storage.records import PlanRecord, RunStats
 from tests.unit.jobs.conftest import MakeJob
+from tests.unit.storage.dataset.samples import take_night
 
 PLAN = PlanRecord(
     path="p", sha256="s", num_rows=100, prompt_tokens=5000, predicted_cached_tokens=3000, lower_bound_tokens=1600
@@ -62,3 +65,22 @@ def test_nothing_that_limited_is_no_table(
     shown = capsys.readouterr().out
     assert "limited by" not in shown
     assert ["computed_over_bound", "-"] in lines(shown)
+
+
+@pytest.mark.parametrize(("job", "dataset"), [(None, None), (7, Path("stories"))])
+def test_results_are_those_of_a_job_or_of_a_data_set(job: int | None, dataset: Path | None) -> None:
+    with pytest.raises(UsageError, match="either a job, by its id, or a data set"):
+        inspect.results(job, dataset)
+
+
+@pytest.mark.usefixtures("on_a_terminal")
+def test_the_table_of_a_data_set_begins_with_the_label_of_each_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take_night(tmp_path, "2026-11-23", rows=2)
+
+    inspect.results(dataset=tmp_path, limit=1)
+
+    (row,) = lines(capsys.readouterr().out)  # a narrow terminal cuts the cells
+    assert row[0].startswith("2026-")
+    assert row[1] == "0"

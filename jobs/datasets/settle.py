@@ -1,0 +1,175 @@
+"""Settle a run whose job has ended: gates, then the pointer, the card, retention and the webhook.
+
+    verdict-0001.json -> current.json -> README.md -> old run folders -> webhook
+
+Each step finds out what an earlier call has done, so a call that was killed anywhere is simply made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from jobs.datasets.gates import GateResult, columns, evaluate
+from jobs.datasets.terms import DatasetTerms
+from jobs.datasets.webhook import Event, send
+from jobs.settings import Settings
+from storage import failpoints, layout
+from storage.dataset.card import card_bytes
+from storage.dataset.current import Current
+from storage.dataset.reading import current_files
+from storage.dataset.retention import Retention
+from storage.dataset.store import DatasetStore
+from storage.dataset.verdicts import Verdict, read_verdict
+from storage.durable import create_exclusive
+from storage.errors import FileDamaged
+from storage.parquet.generations import Generation, listed_file
+from storage.records import Job
+from storage.states import JOB_FINAL, JobState, RowStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settled:
+    """How a run ended for its data set: `published` when the data set has taken it in; `reason` in words."""
+
+    published: bool
+    gates: tuple[GateResult, ...]
+    reason: str
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def settle_run(
+    job: Job,
+    run_label: str,
+    run_id: str,
+    dataset: Path,
+    terms: DatasetTerms,
+    *,
+    settings: Settings | None = None,
+    now: Callable[[], datetime] = utc_now,
+) -> Settled:
+    """Take the run into the data set if its gates pass. Idempotent: may be repeated after a crash at any point, and
+    by two processes at once. The first verdict on a generation of the job's output stands; rows that ran again make a
+    new one, so that a refused run may be settled once more.
+
+    Raises ValueError for a job that has not ended or wrote elsewhere, DatasetBusy and OSError, after which it can be
+    tried again.
+    """
+    settings = Settings() if settings is None else settings
+    store = DatasetStore(dataset)
+    out = store.run_folder(run_label, run_id)
+    if job.state not in JOB_FINAL:
+        raise ValueError(f"job {job.id} is {job.state.value}; its run is settled when it has ended")
+    if os.path.realpath(job.output_uri) != os.path.realpath(out):
+        raise ValueError(f"job {job.id} wrote to {job.output_uri}, so it is not the run {out}")
+    if not job.published_generation:
+        return _unpublished(job, run_label, run_id, dataset, terms, settings, f"job {job.id} is {job.state.value}")
+    try:
+        recorded = read_verdict(out, job.published_generation)
+        if recorded is None:
+            decide = _decision(job, run_label, run_id, store, terms, settings, now())
+        else:
+            decide = partial(_as_recorded, recorded)
+        verdict = store.settle(decide, now())
+    except FileDamaged as error:
+        return _unpublished(job, run_label, run_id, dataset, terms, settings, str(error))
+    store.write_card(partial(card_bytes, dataset.resolve().name))
+    if terms.keep_runs is not None or terms.keep_days is not None:
+        store.retain(_retention(terms), now())
+    _tell(verdict, out, dataset, terms, settings)
+    gates = tuple(GateResult.from_dict(gate) for gate in verdict.gates)
+    return Settled(published=verdict.accepted, gates=gates, reason=verdict.reason)
+
+
+def _decision(
+    job: Job, label: str, run: str, store: DatasetStore, terms: DatasetTerms, settings: Settings, at: datetime
+) -> Callable[[Current], Verdict]:
+    """Measure the run; what is returned decides beside which other runs it comes to stand. Raises FileDamaged."""
+    out = store.run_folder(label, run)
+    published = Generation.load(out, job.published_generation, job.manifest_sha256)
+    files = [listed_file(out, published.number, part["path"]) for part in published.manifest["parts"]]
+    is_whole = job.state is JobState.COMPLETED
+    measured = evaluate(files, terms, settings.allowed_checks) if is_whole else ()
+
+    def decide(current: Current) -> Verdict:
+        others = replace(current, runs=tuple(run for run in current.runs if run.label != label))
+        beside = {str(file.label): file.path for file in current_files(store.folder, others)}
+        gates = (columns(files[0], beside), *measured) if is_whole else ()
+        failed = [gate for gate in gates if not gate.passed]
+        reason = "; ".join(f"{gate.name}: {gate.why}" for gate in failed) or "all gates passed"
+        assert job.manifest_sha256 is not None, f"job {job.id} has published something"
+        return Verdict(
+            label=label,
+            run=run,
+            job=int(job.id),
+            generation=published.number,
+            manifest_sha256=job.manifest_sha256,
+            accepted=is_whole and not failed,
+            reason=reason if is_whole else _why_not_whole(job),
+            gates=tuple(gate.as_dict() for gate in gates),
+            rows=published.manifest["rows"],
+            succeeded=published.manifest["counts"][RowStatus.SUCCEEDED],
+            at=at,
+        )
+
+    return decide
+
+
+def _as_recorded(verdict: Verdict, current: Current) -> Verdict:
+    """The first verdict stands, whatever is current now."""
+    return verdict
+
+
+def _why_not_whole(job: Job) -> str:
+    return f"job {job.id} is {job.state.value}" + (f": {job.error}" if job.error else "")
+
+
+def _retention(terms: DatasetTerms) -> Retention:
+    return Retention(
+        keep_runs=terms.keep_runs,
+        keep_days=terms.keep_days,
+        keep_failed=timedelta(days=terms.keep_failed_days),
+        grace=timedelta(hours=terms.grace_hours),
+    )
+
+
+def _unpublished(
+    job: Job, label: str, run: str, dataset: Path, terms: DatasetTerms, settings: Settings, reason: str
+) -> Settled:
+    """Nothing to judge: there are no results, or they cannot be read. Told again if it is settled again."""
+    if job.error and not job.published_generation:
+        reason = _why_not_whole(job)
+    body = {"dataset": str(dataset), "label": label, "run": run, "job": int(job.id), "reason": reason}
+    send(terms, "failure", body, settings=settings)
+    return Settled(published=False, gates=(), reason=reason)
+
+
+def _tell(verdict: Verdict, out: Path, dataset: Path, terms: DatasetTerms, settings: Settings) -> None:
+    """The webhook, unless it has taken this before: a mark beside the verdict says so."""
+    mark = out / f"{layout.META}/webhook-{verdict.generation:04d}.json"
+    if terms.webhook_url is None or mark.exists():
+        return
+    body: dict[str, Any] = {
+        "dataset": str(dataset),
+        "label": verdict.label,
+        "run": verdict.run,
+        "job": verdict.job,
+        "rows": verdict.rows,
+        "succeeded": verdict.succeeded,
+        "reason": verdict.reason,
+        "gates": list(verdict.gates),
+        "judged_at": verdict.at.isoformat(),
+    }
+    event: Event = "success" if verdict.accepted else "failure"
+    if send(terms, event, body, settings=settings):
+        failpoints.reach("settle.after_webhook")
+        create_exclusive(mark, (json.dumps({"event": event}) + "\n").encode())

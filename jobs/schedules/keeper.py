@@ -1,0 +1,103 @@
+"""Ticks schedules and settles their runs beside a reconciler's other work."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from jobs.settings import Settings
+from storage.errors import StorageError
+from storage.repository import Repository
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = 10.0  # a user's gate may hang; the next process settles the run again
+
+
+class OneAtATime:
+    """Runs a piece of work in a thread of its own unless the one before is still at it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self, work: Callable[[], object]) -> bool:
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return False
+            self._thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
+            self._thread.start()
+            return True
+
+    def wait(self, seconds: float | None = None) -> None:
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _run(self, work: Callable[[], object]) -> None:
+        try:
+            work()
+        except StorageError as error:
+            log.warning("%s stopped: %s", self._name, error)
+        except Exception:  # a mistake of ours: the next turn goes on
+            log.exception("%s failed", self._name)
+
+
+class ScheduleKeeper:
+    """`look` is called again and again and never waits; `wake` asks for a tick at once, from any thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        repository: Repository,
+        owner: str,
+        *,
+        done: Callable[[], None] = lambda: None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`done` is called, in any thread, when there may be something new for the reconciler."""
+        self._done = done
+        self._settings = settings
+        self._repository = repository
+        self._owner = owner
+        self._monotonic = monotonic
+        self._next = monotonic()
+        self._ticks = OneAtATime("ticks")
+        self._settling = OneAtATime("settling")
+
+    def look(self) -> None:
+        """Begin what is to be done now. Raises DatabaseDown."""
+        if not self._repository.has_schedules():
+            return
+        if self._monotonic() >= self._next and self._ticks.start(self._tick):
+            self._next = self._monotonic() + self._settings.schedule_tick_seconds
+        if self._repository.has_run_ends(self._settings.notice_tries):
+            self._settling.start(self._settle)
+
+    def wake(self) -> None:
+        if not self._ticks.start(self._tick):
+            self._next = self._monotonic()  # a tick is under way, and may have looked already
+
+    def stop(self) -> None:
+        self._ticks.wait(STOP_SECONDS)
+        self._settling.wait(STOP_SECONDS)
+
+    def wait(self) -> None:
+        """Until what was begun has ended."""
+        self._ticks.wait()
+        self._settling.wait()
+
+    def _tick(self) -> None:
+        from jobs.schedules.tick import Ticker  # the tokenizer and all: only where there are schedules
+
+        Ticker(self._settings, self._repository).tick()
+        self._done()
+
+    def _settle(self) -> None:
+        from jobs.schedules.settling import Settler
+
+        if Settler(self._settings, self._repository, self._owner).work():
+            self._done()
+            self.wake()  # a run that waited for its turn may begin

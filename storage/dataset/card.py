@@ -1,0 +1,90 @@
+"""The data-set card: README.md with the Hub's front matter, how to read the data, and a table of runs. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from storage.dataset.current import Current, CurrentRun
+from storage.dataset.verdicts import Verdict
+
+SHOWN_RUNS = 100
+SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
+
+SNIPPETS: Mapping[str, str] = MappingProxyType(
+    {
+        "pyarrow": (
+            "import json, pathlib, pyarrow.dataset as ds\n"
+            'current = json.loads(pathlib.Path("current.json").read_text())\n'
+            'table = ds.dataset(current["files"], partitioning=["dt"], partition_base_dir="_runs").to_table()\n'
+        ),
+        "DuckDB": (
+            "import duckdb, json, pathlib\n"
+            'files = json.loads(pathlib.Path("current.json").read_text())["files"]\n'
+            "table = duckdb.sql(\"SELECT * EXCLUDE filename, split_part(filename, '/', -4) AS dt"
+            ' FROM read_parquet($files, filename=true, union_by_name=true)", params={"files": files})\n'
+        ),
+        "datasets": (
+            "import datasets, json, pathlib\n"
+            'runs = json.loads(pathlib.Path("current.json").read_text())["labels"].items()\n'
+            'table = datasets.concatenate_datasets([datasets.Dataset.from_parquet(run["files"]).add_column('
+            '"dt", [dt] * run["rows"]) for dt, run in runs if run["rows"]])\n'
+        ),
+    }
+)
+"""Three lines each, run in the data set's folder: `table` is all that is current."""
+
+
+def card_bytes(name: str, current: Current, verdicts: Sequence[Verdict]) -> bytes:
+    """`verdicts`: the newest on each run there is."""
+    rows = sum(run.rows for run in current.runs)
+    lines = [
+        *_front_matter(name, current.runs, rows),
+        f"# {name}",
+        "",
+        f"{rows} rows of {len(current.runs)} runs. `current.json` names the run that counts for each label;"
+        " a folder below `_runs` that it does not name is not part of the data set.",
+        "",
+        "Each of these, run in this folder, reads all of it as one table, the label of each row in the column `dt`:",
+        "",
+        *(line for snippet in SNIPPETS.values() for line in ("```python", *snippet.splitlines(), "```", "")),
+        "| label | run | job | state | rows | succeeded | judged | why |",
+        "|---|---|---|---|---|---|---|---|",
+        *_table(current, verdicts),
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _front_matter(name: str, runs: Sequence[CurrentRun], rows: int) -> Iterator[str]:
+    """What the Hub, and `load_dataset` of this folder, read. JSON texts are YAML texts too."""
+    size = next((text for most, text in SIZES if rows < most), "n>10M")
+    yield from ("---", f"pretty_name: {json.dumps(name)}", "tags:", "- synthetic", "- nightmill")
+    yield from ("size_categories:", f"- {size}")
+    files = [file for run in runs if run.rows for file in run.files]
+    if files:
+        yield from ("configs:", "- config_name: default", "  data_files:", "  - split: train", "    path:")
+        yield from (f"    - {json.dumps(file)}" for file in files)
+    yield from ("---", "")
+
+
+def _table(current: Current, verdicts: Sequence[Verdict]) -> Iterator[str]:
+    named = {(run.label, run.run) for run in current.runs}
+    newest = sorted(verdicts, key=lambda verdict: (verdict.label, verdict.order), reverse=True)
+    for verdict in newest[:SHOWN_RUNS]:
+        is_current = (verdict.label, verdict.run) in named
+        state = "current" if is_current else "replaced" if verdict.accepted else "refused"
+        cells = (
+            *(verdict.label, verdict.run, verdict.job, state, verdict.rows, verdict.succeeded),
+            *(f"{verdict.at:%Y-%m-%d %H:%M} UTC", "" if verdict.accepted else _cell(verdict.reason)),
+        )
+        yield f"| {' | '.join(str(cell) for cell in cells)} |"
+    if len(newest) > SHOWN_RUNS:
+        yield ""
+        yield f"and {len(newest) - SHOWN_RUNS} older runs."
+
+
+def _cell(text: str) -> str:
+    """One cell of a table, whatever a check has said."""
+    line = " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return line if len(line) <= 200 else line[:199] + "…"

@@ -1,0 +1,163 @@
+"""`nightmill up`: one command from nothing to runs that become current, and nothing left of it afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from storage.dataset.current import read_current
+from storage.errors import NoSuchDataset
+from tests.fakes import make_fake_model
+from tests.faults.harness import alive, wait_for
+from tests.integration.program import Program
+
+pytestmark = pytest.mark.integration
+
+PATIENCE = 150.0  # seconds; starting processes is slow on a busy machine
+Start = Callable[..., "Up"]
+
+
+class Up:
+    """`nightmill up` in the background, in its own session like a terminal's."""
+
+    def __init__(self, program: Program) -> None:
+        self.log = program.folder / "up.log"
+        with self.log.open("wb") as log:
+            self.process = program.start(
+                "-m", "nightmill", "up", "--port", "0", stdout=log, stderr=log, start_new_session=True
+            )
+
+    def family(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self, number: signal.Signals) -> int:
+        """The exit code."""
+        os.killpg(self.process.pid, number)
+        return self.process.wait(60)
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    @property
+    def flower(self) -> str:
+        """Its address, once it is there."""
+        wait_for(lambda: "Flower shows the shards at" in self.text, "Flower is there", PATIENCE)
+        found = re.search(r"http://127\.0\.0\.1:\d+", self.text)
+        assert found is not None
+        return found[0]
+
+
+@pytest.fixture
+def office(tmp_path: Path) -> Program:
+    """A folder with prompts, a model, and everything that waits scaled down."""
+    program = Program(tmp_path, {"NIGHTMILL_SCHEDULE_TICK_SECONDS": "0.3", "OMP_NUM_THREADS": "1"})
+    pq.write_table(pa.table({"prompt": [f"prompt {i}" for i in range(6)]}), tmp_path / "in.parquet")
+    make_fake_model(tmp_path / "model")
+    return program
+
+
+@pytest.fixture
+def start(office: Program) -> Iterator[Start]:
+    started: list[Up] = []
+
+    def start_one() -> Up:
+        started.append(Up(office))
+        return started[-1]
+
+    yield start_one
+    for up in started:
+        up.process.kill()
+        up.process.wait()
+
+
+def add(program: Program, cron: str) -> subprocess.CompletedProcess[str]:
+    files = ("--input", "in.parquet", "--dataset", "data", "--model", "model", "--set", "job.max_tokens=8")
+    return program.nightmill("schedule", "add", "often", "--cron", cron, *files, "--set", "max_active=9")
+
+
+def labels(program: Program) -> list[str]:
+    try:
+        return [run.label for run in read_current(program.folder / "data").runs]
+    except NoSuchDataset:
+        return []
+
+
+def tasks_shown(flower: str) -> list[dict[str, Any]]:
+    """The rows of Flower's page of tasks, asked for as its script asks."""
+    query = {"draw": 1, "start": 0, "length": 500, "search[value]": "", "order[0][column]": 0, "order[0][dir]": "asc"}
+    url = f"{flower}/tasks/datatable?{urllib.parse.urlencode(query | {'columns[0][data]': 'name'})}"
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        rows: list[dict[str, Any]] = json.loads(answer.read())["data"]
+    return rows
+
+
+def test_up_makes_runs_current_shows_them_in_flower_and_leaves_nothing_running(office: Program, start: Start) -> None:
+    up = start()
+    wait_for(lambda: "beat started" in up.text, "everything is started", PATIENCE)
+
+    assert add(office, "*/3 * * * * *").returncode == 0
+    wait_for(lambda: len(labels(office)) >= 3, "three labels are current", PATIENCE)
+    tasks = tasks_shown(up.flower)
+    family = up.family()
+    code = up.stop(signal.SIGTERM)
+
+    assert code == 0, up.text
+    assert {task["name"] for task in tasks} == {"run_shard"}  # and no ticks
+    assert len(family) >= 3  # broker, beat and Flower; the worker comes and goes
+    assert not any(alive(process.pid) for process in family)
+    assert "Traceback" not in up.text
+    listed = json.loads(office.nightmill("schedule", "show", "often").stdout)
+    ended = [run["label"] for run in listed["runs"] if run["state"] == "succeeded"]
+    assert sorted(ended) == sorted(labels(office))
+    folders = os.listdir(office.folder / "data" / "_runs")
+    assert set(ended) <= set(folders) <= {run["label"] for run in listed["runs"] if run["run"]}
+
+
+def test_ctrl_c_stops_everything_as_well_and_a_second_up_is_refused(office: Program, start: Start) -> None:
+    up = start()
+    wait_for(lambda: "beat started" in up.text, "everything is started", PATIENCE)
+
+    second = office.nightmill("up", "--no-flower")
+    family = up.family()
+    code = up.stop(signal.SIGINT)
+
+    assert (second.returncode, "another `nightmill up`" in second.stderr) == (8, True)
+    assert code == 0, up.text
+    assert not any(alive(process.pid) for process in family)
+    assert not (office.folder / "home" / "owner.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_ten_minutes_of_up_make_ten_labels_current(office: Program, start: Start) -> None:
+    up = start()
+    wait_for(lambda: "beat started" in up.text, "everything is started", PATIENCE)
+    began = time.time()
+
+    assert add(office, "* * * * *").returncode == 0
+    wait_for(lambda: len(labels(office)) >= 10, "ten labels are current", 720)
+    seconds = time.time() - began
+    tasks = tasks_shown(up.flower)
+    family = up.family()
+
+    assert up.stop(signal.SIGTERM) == 0, up.text
+    assert 540 < seconds < 720
+    assert len(tasks) >= 10
+    assert not any(alive(process.pid) for process in family)
+    runs = json.loads(office.nightmill("schedule", "show", "often").stdout)["runs"]
+    assert [run["label"] for run in runs if run["state"] == "succeeded"][::-1] == labels(office)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.exits import TimedOut, UsageError
+from jobs.schedules import actions
+from storage.errors import ScheduleConflict
+from storage.records import JobId
+from storage.states import RunState
+from tests.unit.jobs.schedules.office import Office
+
+FIRST, LAST = date(2026, 11, 20), date(2026, 11, 24)
+FILE = """
+[schedules.nightly]
+cron = "{cron}"
+zone = "{zone}"
+input = "in/*.parquet"
+dataset = "{dataset}"
+model = "org/model"
+"""
+
+
+@pytest.fixture
+def noon(office: Office, monkeypatch: pytest.MonkeyPatch) -> Office:
+    """An office whose database has the clock of the test."""
+    office.write("in/a.parquet", "one")
+    monkeypatch.setattr(office.repository, "clock", lambda: office.now.timestamp())
+    return office
+
+
+def write_file(office: Office, *, cron: str = "0 0 * * *", zone: str = "UTC", dataset: str = "d") -> Path:
+    path = office.folder / "schedules.toml"
+    path.write_text(FILE.format(cron=cron, zone=zone, dataset=dataset))
+    return path
+
+
+def apply(office: Office, **declared: Any) -> list[actions.Change]:
+    """Write the file, apply it; what was changed."""
+    prune = declared.pop("prune", False)
+    wanted = actions.read_file(write_file(office, **declared))
+    found = actions.changes(office.repository, wanted, prune=prune)
+    for change in found:
+        actions.apply(office.repository, change)
+    return found
+
+
+# --- a file of schedules --------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_applied_once_and_then_changes_nothing(noon: Office) -> None:
+    [change] = apply(noon)
+
+    schedule = noon.repository.get_schedule("nightly")
+    assert (change.old, change.name) == (None, "nightly")
+    assert schedule.declared.dataset == str(noon.folder / "d")
+    assert schedule.cursor == "2026-11-24T12:00:00"
+    assert apply(noon) == []
+
+
+def test_a_changed_time_counts_from_now_on_and_a_changed_zone_goes_on_after_the_last_slot(noon: Office) -> None:
+    apply(noon)
+    noon.tick("2026-11-25T00:00:10")
+    noon.at("2026-11-25T08:00:00")
+
+    [change] = apply(noon, zone="Pacific/Honolulu")  # where it is still the 24th
+    assert change.lines == ("- zone: UTC", "+ zone: Pacific/Honolulu")
+    assert noon.repository.get_schedule("nightly").cursor == "2026-11-25T00:00:00"
+
+    apply(noon, zone="UTC", cron="0 6 * * *")
+    assert noon.repository.get_schedule("nightly").cursor == "2026-11-25T08:00:00"
+
+
+def test_schedules_that_the_file_does_not_name_are_removed_only_where_asked_for(noon: Office) -> None:
+    noon.add("by-hand", dataset="d")
+
+    with pytest.raises(ScheduleConflict, match="is made by schedule by-hand"):
+        apply(noon)
+    removed, added = apply(noon, prune=True)
+
+    assert (removed.name, removed.new, added.name, added.old) == ("by-hand", None, "nightly", None)
+    assert [schedule.name for schedule in noon.repository.schedules()] == ["nightly"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[nightly]\ncron = '1'", r"it holds nightly; write tables \[schedules.NAME\] only"),
+        ("[schedules.n]\ncron = '0 0 * * *'", "schedule n: input is missing"),
+        ("[schedules.n", "schedules.toml: "),
+        ("[schedules]\nn = 3", "schedule n: 3 is no table"),
+    ],
+)
+def test_a_file_that_cannot_be_honoured_is_refused_by_its_name(noon: Office, content: str, message: str) -> None:
+    path = noon.folder / "schedules.toml"
+    path.write_text(content)
+
+    with pytest.raises(UsageError, match=message):
+        actions.read_file(path)
+    with pytest.raises(UsageError, match="cannot be read"):
+        actions.read_file(noon.folder / "nowhere.toml")
+
+
+# --- runs that somebody asks for ------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_asked_for_is_that_of_the_newest_slot_that_has_come(noon: Office) -> None:
+    noon.add()
+
+    run = actions.run_now(noon.repository, "nightly", None, again=False)
+    noon.tick()
+
+    assert (run.label, run.state, run.cause) == ("2026-11-24", RunState.QUEUED, "manual")
+    assert noon.states() == {"2026-11-24": RunState.RUNNING}
+    with pytest.raises(ScheduleConflict, match="run 2026-11-24 of schedule nightly is running; it is at work"):
+        actions.run_now(noon.repository, "nightly", "2026-11-24", again=True)
+
+
+def test_a_run_that_has_failed_is_tried_again_and_one_that_has_succeeded_only_where_asked_for(noon: Office) -> None:
+    noon.add()
+    run = actions.run_now(noon.repository, "nightly", "2026-11-20", again=False)
+    for attempt, (state, again) in enumerate([(RunState.FAILED, False), (RunState.SUCCEEDED, True)], start=2):
+        noon.tick()
+        noon.repository.fail_job(noon.job_of("2026-11-20").id, None, "x")
+        epoch = noon.repository.claim_run(noon.run("2026-11-20"), "me", 60.0)
+        assert epoch is not None
+        noon.repository.finish_run(run.id, epoch, state)
+        if again:
+            with pytest.raises(ScheduleConflict, match="is succeeded; --again runs it once more"):
+                actions.run_now(noon.repository, "nightly", "2026-11-20", again=False)
+
+        assert actions.run_now(noon.repository, "nightly", "2026-11-20", again=again).attempt == attempt
+
+
+def test_a_date_that_is_no_slot_and_a_schedule_that_is_paused_are_refused(noon: Office) -> None:
+    noon.add()
+
+    with pytest.raises(UsageError, match="has no slot 2026-11-24T01-00; its labels look like 2026-11-25"):
+        actions.run_now(noon.repository, "nightly", "2026-11-24T01-00", again=False)
+    noon.repository.pause_schedule("nightly")
+    with pytest.raises(ScheduleConflict, match=r"is paused.*schedule resume nightly"):
+        actions.run_now(noon.repository, "nightly", None, again=False)
+    assert not actions.resume(noon.repository, "nightly").paused
+
+
+# --- backfill -------------------------------------------------------------------------------------------------------
+
+
+def test_a_backfill_runs_what_is_missing_up_to_now_and_its_repetition_does_nothing(noon: Office) -> None:
+    noon.add()
+    actions.run_now(noon.repository, "nightly", "2026-11-22", again=False)
+
+    plan = actions.plan_backfill(noon.repository, "nightly", FIRST, date(2026, 12, 24), order="backwards")
+    queued = actions.start_backfill(noon.repository, plan)
+    noon.tick()
+
+    assert (plan.in_range, len(plan.chosen)) == (5, 4)
+    assert [run.label[-2:] for run in queued] == ["24", "23", "21", "20"]
+    running = [label[-2:] for label, state in noon.states().items() if state == RunState.RUNNING]
+    assert running == ["22", "24"]  # one of each kind
+    again = actions.plan_backfill(noon.repository, "nightly", FIRST, date(2026, 12, 24), order="backwards")
+    assert again.chosen == ()
+    assert actions.start_backfill(noon.repository, plan) == []  # asked by two at the same time
+
+
+def test_a_backfill_can_use_more_places_than_the_schedule(noon: Office) -> None:
+    noon.add()
+
+    plan = actions.plan_backfill(noon.repository, "nightly", FIRST, LAST, max_active=3)
+    actions.start_backfill(noon.repository, plan)
+    noon.tick()
+
+    states = list(noon.states().values())
+    assert states == [RunState.RUNNING] * 3 + [RunState.QUEUED] * 2
+
+
+def test_a_range_that_is_turned_round_and_one_input_for_all_dates_are_refused(noon: Office) -> None:
+    noon.add(only_new=True)
+
+    with pytest.raises(UsageError, match="--to is 2026-11-20, which is before --from 2026-11-24"):
+        actions.plan_backfill(noon.repository, "nightly", LAST, FIRST)
+    with pytest.raises(UsageError, match="its next run takes all of it"):
+        actions.plan_backfill(noon.repository, "nightly", FIRST, LAST)
+
+
+# --- following ------------------------------------------------------------------------------------------------------
+
+
+def test_runs_are_followed_to_their_end(noon: Office) -> None:
+    noon.add()
+    run = actions.run_now(noon.repository, "nightly", None, again=False)
+    steps = iter([lambda: None, noon.tick, lambda: noon.end_job("2026-11-24")])
+
+    seen = [
+        each.state
+        for each in actions.follow(noon.repository, [run.id], poll_seconds=0, check=lambda: next(steps)() and None)
+    ]
+
+    assert seen == [RunState.QUEUED, RunState.RUNNING, RunState.FAILED]
+    assert noon.run("2026-11-24").job_id == JobId(1)
+
+
+def test_a_wait_can_be_given_up(noon: Office) -> None:
+    noon.add()
+    run = actions.run_now(noon.repository, "nightly", None, again=False)
+
+    with pytest.raises(TimedOut, match="they go on"):
+        list(actions.follow(noon.repository, [run.id], poll_seconds=0, timeout=0.0))
