@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["open_dataset", "results", "stats", "status", "submit", "wait"]
+__all__ = ["cancel", "open_dataset", "pause", "results", "resume", "retry", "stats", "status", "submit", "wait"]
 
 
 def submit(
@@ -84,13 +84,71 @@ def status(job: int) -> dict[str, Any]:
         return client.status(place, repository, job)
 
 
-def stats(job: int) -> dict[str, Any]:
-    """What the job cost and what the cache saved, as `nightmill stats --json` prints it. Raises NoSuchJob."""
+def stats(job: int, generation: int | None = None) -> dict[str, Any]:
+    """What the job cost and what the cache saved, as `nightmill stats --json` prints it; of the rows that ran for one
+    generation of its results, or of all. Raises NoSuchJob."""
     from jobs import client
     from jobs.place import find
 
     with find().repository() as repository:
-        return client.stats(repository, job)
+        return client.stats(repository, job, generation)
+
+
+def pause(job: int) -> dict[str, Any]:
+    """Stop working on the job for now; its status. What is done is kept. Raises NoSuchJob, JobConflict when it is
+    neither queued nor in progress."""
+    return _steer(job, "pause_job")
+
+
+def resume(job: int) -> dict[str, Any]:
+    """Let a paused job go on; its status. Raises NoSuchJob, JobConflict when it is not paused."""
+    return _steer(job, "resume_job")
+
+
+def cancel(job: int, *, now: bool = False) -> dict[str, Any]:
+    """Cancel the job; its status. Rows that are done are published; rows in an engine are finished first, with `now`
+    they are aborted. Raises NoSuchJob."""
+    return _steer(job, "request_cancel", at_once=now)
+
+
+def retry(
+    job: int,
+    *,
+    status: str | Sequence[str] = (),
+    finish_reason: str | Sequence[str] = (),
+    sampling: Mapping[str, Any] | None = None,
+) -> int:
+    """Run rows of a published job again; how many. Then `wait` for it as after a submit.
+
+    Rows with one of these statuses (errored, expired, canceled) or finish reasons run again, with these sampling
+    options. Raises NoSuchJob, JobConflict when the job is open or was never published; ValueError when nothing is
+    chosen or an option cannot be honoured.
+    """
+    from jobs import client
+    from jobs.planning import silent
+    from jobs.retrying import Choice
+    from jobs.sampling import check_overrides
+
+    choice = Choice(
+        statuses=frozenset((status,) if isinstance(status, str) else status),
+        finish_reasons=frozenset((finish_reason,) if isinstance(finish_reason, str) else finish_reason),
+        options=check_overrides(sampling or {}),
+    )
+    place = client.place_for({})
+    with place.repository() as repository:
+        plan = client.retry(job, choice, place, repository, silent).plan
+    return 0 if plan is None else plan.record.num_rows
+
+
+def _steer(job: int, move: str, **how: Any) -> dict[str, Any]:
+    from jobs import client
+    from jobs.place import find
+    from storage.records import JobId
+
+    place = find()
+    with place.repository() as repository:
+        getattr(repository, move)(JobId(job), **how)
+        return client.status(place, repository, job)
 
 
 def results(job: int, *, errors_only: bool = False) -> Iterator[dict[str, Any]]:

@@ -119,10 +119,13 @@ def status(place: Place, repository: Repository, job_id: int) -> dict[str, Any]:
     return report.status(job, shards, sealed, repository.job_stats(job.id), absent)
 
 
-def stats(repository: Repository, job_id: int) -> dict[str, Any]:
-    """What a job cost and what the cache saved: the object of `nightmill stats --json`. Raises NoSuchJob."""
+def stats(repository: Repository, job_id: int, generation: int | None = None) -> dict[str, Any]:
+    """What a job cost and what the cache saved, in one generation of its results or in all: the object of
+    `nightmill stats --json`. Raises NoSuchJob; UsageError for a generation that there is none of."""
     job = repository.get_job(JobId(job_id))
-    return report.statistics(job, repository.job_stats(job.id))
+    if generation is not None and not 1 <= generation <= job.generation:
+        raise UsageError(f"job {job_id} has no generation {generation}; the newest is {job.generation}")
+    return report.statistics(job, repository.job_stats(job.id, generation), generation)
 
 
 def missing(place: Place, repository: Repository, job: Job, shards: Sequence[Shard]) -> list[str]:

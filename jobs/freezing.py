@@ -31,6 +31,10 @@ class PlanningLeft(Exception):
     """This process must leave; the job waits for the next one that plans it. Progress raises it."""
 
 
+class InputUnseen(PlanningLeft):
+    """What the job needs cannot be seen from here; the message, which the job's record shows, says what."""
+
+
 def freeze_plan(
     job: Job,
     epoch: int,
@@ -63,9 +67,10 @@ def freeze_plan(
         move(draft, out / layout.PLAN)
         sync_folder(draft.parent)
         return plan, repository.queue_job(job.id, epoch, plan.record, plan.shards)
-    except PlanningLeft:
+    except PlanningLeft as left:
+        why = str(left) if isinstance(left, InputUnseen) else None
         with suppress(StorageError):  # then the lease runs out by itself
-            repository.release_job(job.id, epoch)
+            repository.release_job(job.id, epoch, why)
         raise
     except BaseException as error:
         with suppress(StorageError):  # the first error is the one to tell

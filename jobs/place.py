@@ -48,6 +48,8 @@ class Place:
 
     def prepare(self) -> None:
         """Make state directory and database of embedded mode if nothing was ever run here. Raises UsageError."""
+        from sqlalchemy.engine import make_url
+
         from storage import migrate
 
         if not self.is_new:
@@ -59,7 +61,7 @@ class Place:
                 f"the state directory {self.settings.home} cannot be made ({error.strerror}):"
                 " set NIGHTMILL_HOME to a directory of yours"
             ) from error
-        migrate.upgrade(self.database_url)
+        migrate.create(Path(str(make_url(self.database_url).database)))
 
     @contextmanager
     def repository(self) -> Iterator[Repository]:

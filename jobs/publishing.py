@@ -15,7 +15,7 @@ from storage.states import JobState, RowStatus, ShardState
 
 
 def publish_job(repository: Repository, job: Job, epoch: int, *, beat: Callable[[], None] = lambda: None) -> Published:
-    """Publish what there is of a job without open shards. Raises FileDamaged."""
+    """Publish what there is of a job without open shards. Raises FilesDamaged, FileDamaged."""
     assert job.plan is not None, f"job {job.id} ended without a plan"
     out = Path(job.output_uri)
     shards = [shard for shard in repository.shards(job.id) if shard.generation == job.generation]
@@ -27,6 +27,7 @@ def publish_job(repository: Repository, job: Job, epoch: int, *, beat: Callable[
             epoch=epoch,
             plan_sha256=job.plan.sha256,
             generation=job.generation,
+            reopenings=sum(shard.reopenings for shard in shards),
             plan=job.plan.path,
             base=Generation.load(out, base, job.manifest_sha256) if 0 < base < job.generation else None,
             num_samples=int(job.spec.get("sampling", {}).get("n", 1)),

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jobs.damage import lost_attempts
 from jobs.planrows import Counts, open_outputs
 from jobs.sampling import Sampling
-from storage.errors import StorageError
+from storage.errors import Fenced, StorageError
 from storage.parquet.plan import read_rows
 from storage.parquet.writer import segment_keys
 from storage.records import Job, Piece, Shard
@@ -58,6 +59,8 @@ def divide_crashed(repository: Repository) -> int:
         job = repository.get_job(shard.job_id)
         try:
             found = _suspected(repository, job, shard)
+        except Fenced:
+            continue  # it has moved since
         except (StorageError, OSError) as error:
             log.exception("shard_not_divided job=%d shard=%d", job.id, shard.id)
             repository.fail_job(job.id, None, f"shard {shard.idx}, of which workers died, cannot be read: {error}")
@@ -75,6 +78,10 @@ def _suspected(repository: Repository, job: Job, shard: Shard) -> Sequence[Piece
     table = read_rows(out / job.plan.path, shard.row_group, shard.row_lo, shard.row_hi)
     defaults = Sampling.from_spec(job.spec["sampling"])
     own = repository.segments(shard.id)
+    lost = lost_attempts(out, own)
+    if lost:
+        repository.drop_segments(shard.id, shard.epoch, lost, next(iter(lost.values())))
+        own = [each for each in own if each.epoch not in lost]
     before = [*repository.parent_segments(shard.id), *(each for each in own if each.epoch < shard.epoch)]
     sealed = segment_keys(out, [each.key for each in before])
     at_start = open_outputs(table, defaults, sealed)

@@ -23,6 +23,7 @@ from tenacity.nap import sleep_using_event
 from jobs.abandoned import AbandonedJobs
 from jobs.app import make_app
 from jobs.control import serving_control
+from jobs.damage import find_damages
 from jobs.dispatch import BrokerDown, Dispatcher
 from jobs.embedded import connect
 from jobs.publishing import publish_job
@@ -33,8 +34,9 @@ from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
 from jobs.withdrawal import give_back
 from storage import failpoints
-from storage.errors import DatabaseDown, Fenced, StorageError
-from storage.output import sweep, work_folders
+from storage.errors import DatabaseDown, Fenced, FileDamaged, StorageError
+from storage.output import forget_drafts, sweep, work_folders
+from storage.parquet.damage import FilesDamaged
 from storage.records import Job, Shard
 from storage.repository import Repository
 from storage.states import JOB_FINAL
@@ -164,6 +166,8 @@ class Reconciler:
             failpoints.reach("publish.after_sql")
             log.info("job_ended job=%d state=%s", job.id, ended.state)
             sweep(Path(job.output_uri), job.generation)
+        except FilesDamaged as damage:
+            self._reopen(job, epoch, damage)
         except (Fenced, DatabaseDown) as error:
             log.warning("publishing stopped job=%d error=%s", job.id, error)
         except (StorageError, OSError, AssertionError) as error:
@@ -173,6 +177,20 @@ class Reconciler:
             if decide(error, 1).preempted or may_pass:
                 return
             with suppress(Fenced):  # it slept past its lease, and another one published and swept
+                self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
+
+    def _reopen(self, job: Job, epoch: int, damage: FilesDamaged) -> None:
+        """What is damaged runs again before the job is published; a job of which that cannot be said fails."""
+        limit = self._settings.max_shard_reopenings
+        try:
+            damages = find_damages(self._repository, job, damage.files, limit)
+            self._repository.reopen_shards(job.id, epoch, damages)
+            forget_drafts(Path(job.output_uri), job.generation)
+        except (Fenced, DatabaseDown) as error:
+            log.warning("reopening stopped job=%d error=%s", job.id, error)
+        except FileDamaged as error:
+            log.error("reopening failed job=%d epoch=%d error=%s", job.id, epoch, error)
+            with suppress(Fenced):
                 self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
 
     def _renewal(self, job: Job, epoch: int) -> Callable[[], None]:
@@ -190,12 +208,12 @@ class Reconciler:
 
 def run_reconciler(settings: Settings) -> int:
     """`nightmill reconciler`: until SIGTERM or Ctrl-C; the exit code. Raises StorageError, OwnerMissing."""
-    failpoints.arm(settings.failpoints)
     addresses = connect(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     repository = Repository(addresses.database_url)
+    failpoints.arm(settings.failpoints, repository.turn)
     try:
         repository.check_schema()
         log.info("reconciler started pid=%d", os.getpid())

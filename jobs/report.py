@@ -70,6 +70,8 @@ def status(
     return {
         **summary(job),
         "input": job.input_uri,
+        "generation": job.generation,
+        "published_generation": job.published_generation,
         "counts": row_counts(job, shards, sealed),
         "shards": shard_counts(shards),
         "hit_rate": hit_rate(stats),
@@ -120,21 +122,24 @@ def computed_over_bound(job: Job, stats: RunStats) -> float | None:
     return stats.computed_tokens / job.plan.lower_bound_tokens
 
 
-def statistics(job: Job, stats: RunStats) -> dict[str, Any]:
+def statistics(job: Job, stats: RunStats, generation: int | None = None) -> dict[str, Any]:
     """The object of `nightmill stats --json`. prompt_tokens = cached_tokens + computed_tokens.
 
+    `stats` are those of one `generation`, or of all together. The bound is known of all together alone.
     planned_cached_tokens sums up what the plan expected of the rows that are counted here, no others, so that it can
     be held against cached_tokens at any time.
     """
+    is_whole = generation is None or job.generation == 1
     return {
         "job": int(job.id),
+        "generations": list(range(1, job.generation + 1)) if generation is None else [generation],
         "rows": stats.rows,
         "prompt_tokens": stats.prompt_tokens,
         "planned_cached_tokens": stats.planned_tokens,
         "cached_tokens": stats.cached_tokens,
         "computed_tokens": stats.computed_tokens,
-        "lower_bound_tokens": job.plan.lower_bound_tokens if job.plan else None,
-        "computed_over_bound": computed_over_bound(job, stats),
+        "lower_bound_tokens": job.plan.lower_bound_tokens if is_whole and job.plan else None,
+        "computed_over_bound": computed_over_bound(job, stats) if is_whole else None,
         "completion_tokens": stats.completion_tokens,
         "forked_tokens": stats.forked_tokens,
         "recomputed_tokens": stats.recomputed_tokens,

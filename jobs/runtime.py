@@ -46,10 +46,15 @@ class Runtime:
         """The event loop lives."""
         self._ticked_at = time.monotonic()
 
+    @property
+    def loop_age(self) -> float | None:
+        """Seconds since the event loop last moved; None before it does."""
+        return None if self._ticked_at is None else time.monotonic() - self._ticked_at
+
     def health(self) -> Health:
         """What the heartbeat says of this process."""
         return Health(
-            loop_age=None if self._ticked_at is None else time.monotonic() - self._ticked_at,
+            loop_age=self.loop_age,
             step_age=self.tools.engine.last_step_age(),
             notice="; ".join(self.gate.reasons) or None,
         )
@@ -71,13 +76,16 @@ class Watchdog:
         *,
         stop: Callable[[], None],
         nobody_waits: Callable[[], bool] | None,
+        broker_answers: Callable[[], bool] = lambda: True,
         exit_now: Callable[[int], None] = os._exit,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`stop` begins an orderly stop; `nobody_waits` asks SQL, None when the worker never leaves by itself."""
+        """`stop` begins an orderly stop; `nobody_waits` asks SQL, None when the worker never leaves by itself. While
+        the broker does not answer, an event loop that waits for it is none that hangs."""
         self._runtime = runtime
         self._stop = stop
         self._nobody_waits = nobody_waits
+        self._broker_answers = broker_answers
         self._exit_now = exit_now
         self._monotonic = monotonic
         self._settings = runtime.tools.settings
@@ -103,7 +111,10 @@ class Watchdog:
         if self._runtime.tools.stopping.is_set():
             self._watch_stop(now)
         elif self._engine_is_dead():
-            self._leave_dead()
+            self._leave_dead(RELEASE_SECONDS)
+        elif self._loop_hangs():
+            self._runtime.tools.stopping.set()  # attempts seal their rows and give their shards back
+            self._leave_dead(self._settings.stop_seconds)
         elif self._runtime.tools.leases.replaced is not None:
             self._leave_replaced()
         elif self._runtime.tools.leases.drain_requested:
@@ -132,10 +143,18 @@ class Watchdog:
             return True
         return False
 
-    def _leave_dead(self) -> None:
+    def _loop_hangs(self) -> bool:
+        """It answers no more, takes no hint, and no signal would reach it."""
+        age = self._runtime.loop_age
+        if age is None or age <= self._settings.loop_stall_seconds or not self._broker_answers():
+            return False
+        log.critical("the event loop has not moved for %.0f s; the worker leaves and must be started again", age)
+        return True
+
+    def _leave_dead(self, seconds: float) -> None:
         self._runtime.tools.leases.say("gone")
-        self._runtime.gate.close("engine dead")
-        deadline = self._monotonic() + RELEASE_SECONDS
+        self._runtime.gate.close("dead")
+        deadline = self._monotonic() + seconds
         while self._runtime.gate.in_flight and self._monotonic() < deadline:
             self._ended.wait(WATCH_SECONDS)
         try:

@@ -37,7 +37,9 @@ class Settings(BaseSettings):
     segment_seconds: float = 5.0
     segment_rows: int = 256
     max_shard_attempts: int = 5  # failures of a shard, not counting those in which its worker died
+    max_shard_reopenings: int = 3  # times that a shard's recorded files may be found damaged before it is published
     max_job_crashes: int = 50  # workers that may die of a job before it is ended as failed
+    input_wait_seconds: float = 3600.0  # for which an abandoned job waits whose input or model this process cannot see
 
     # --- worker -----------------------------------------------------------------------------------------------
     worker_slots: int = 16
@@ -45,6 +47,7 @@ class Settings(BaseSettings):
     idle_exit_seconds: float = 10.0
     restart_backoff_seconds: float = 1.0
     engine_stall_seconds: float = 300.0  # rows in the engine and no step for longer: the worker exits
+    loop_stall_seconds: float = 300.0  # the broker answers and the event loop has not moved for longer: the same
     max_consecutive_restarts: int = 5
     stop_seconds: float = 5.0
     full_disk_seconds: float = 30.0  # until a shard is tried again whose disk was full

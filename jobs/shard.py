@@ -17,6 +17,7 @@ from typing import TypeVar
 from engine.errors import EngineDead
 from engine.request import Completion
 from jobs.claiming import has_room, try_claim
+from jobs.damage import lost_attempts
 from jobs.disk import NO_ROOM
 from jobs.engines import BlockUse, Feed
 from jobs.inflight import InFlight
@@ -117,8 +118,8 @@ class Attempt:
         return outcome
 
     def _work(self) -> Ending:
+        self._recorder = self._make_recorder()  # reads the plan: without it the segments are no more to be seen here
         self._load_sealed()
-        self._recorder = self._make_recorder()
         self.tools.gate.owe(self.shard.id, self._owed)
         for wave in self._waves():
             wanted = takewhile(lambda _: not self.lease.cancelled, wave)  # what the engine has is finished
@@ -136,7 +137,12 @@ class Attempt:
     # --- reading ----------------------------------------------------------------------------------------------
     def _load_sealed(self) -> None:
         repository, shard = self.tools.repository, self.shard
-        self._sealed_keys = [segment.key for segment in self._ask(lambda: repository.segments(shard.id))]
+        sealed = self._ask(lambda: repository.segments(shard.id))
+        lost = lost_attempts(self.out, sealed)
+        if lost:
+            error = next(iter(lost.values()))
+            self._ask(lambda: repository.drop_segments(shard.id, shard.epoch, lost, error))
+        self._sealed_keys = [segment.key for segment in sealed if segment.epoch not in lost]
         self._skip |= segment_keys(self.out, self._sealed_keys)
         self._owed = shard.num_outputs - len(self._skip)
         if shard.parent_id is not None:

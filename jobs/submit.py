@@ -22,7 +22,7 @@ from jobs.planning import Plan, Progress, make_plan, silent
 from jobs.settings import Settings
 from jobs.submission import Submission, check, submission_of
 from storage import layout
-from storage.errors import InputInvalid, JobConflict, OutputConflict
+from storage.errors import Fenced, InputInvalid, JobConflict, OutputConflict
 from storage.output import Owner, drop_output, read_owner, take_output
 from storage.records import Job
 from storage.repository import Repository
@@ -54,16 +54,21 @@ def submit(
     options: SubmitOptions, repository: Repository, settings: Settings, progress: Progress = silent
 ) -> Submitted:
     """Raises InputInvalid, ModelUnknown, OutputConflict, JobConflict, DatabaseDown, and Fenced when the job was
-    cancelled or taken over during planning."""
+    cancelled during planning."""
     submission = check(options, settings)
     job, is_new = _find_or_create(submission, repository)
     _refuse_other(job, submission)
     while job.state == JobState.VALIDATING:
         epoch = repository.claim_job(job.id, _me(), settings.lease_seconds)
         if epoch is not None:
-            plan, job = freeze_plan(
-                job, epoch, _asked(job, submission, is_new, settings), repository, settings, progress
-            )
+            asked = _asked(job, submission, is_new, settings)
+            try:
+                plan, job = freeze_plan(job, epoch, asked, repository, settings, progress)
+            except Fenced:
+                job = repository.get_job(job.id)
+                if job.state in JOB_FINAL:
+                    raise
+                continue  # it was so slow that another process has begun to plan it
             return Submitted(job=job, how="new" if is_new else "replanned", plan=plan)
         # Another process plans it, or was killed at it: then its lease runs out.
         progress("wait", 0, 0)

@@ -26,6 +26,7 @@ from jobs.exits import explain
 from jobs.gate import Gate
 from jobs.leases import LeaseKeeper
 from jobs.models import ModelUnknown, model_files, named_model
+from jobs.monitor.broker import broker_answers
 from jobs.names import cpu_place, machine_mark, worker_name
 from jobs.place import find
 from jobs.prompts import PromptEncoder
@@ -55,9 +56,9 @@ def run_worker(
     Raises StorageError or OwnerMissing when broker or database cannot be found.
     """
     check_pinned(settings.device, os.environ, sys.modules)
-    failpoints.arm(settings.failpoints)
     addresses = connect(settings)
     repository = Repository(addresses.database_url)
+    failpoints.arm(settings.failpoints, repository.turn)
     try:
         repository.check_schema()
         wanted = _wanted(repository, settings, model, revision)
@@ -159,6 +160,7 @@ class Worker:
             runtime,
             stop=lambda: os.kill(os.getpid(), signal.SIGTERM),
             nobody_waits=None if stays else self._nobody_waits,
+            broker_answers=lambda: broker_answers(self.broker_url),
         )
         watchdog.start()
         try:

@@ -6,6 +6,7 @@ the same on both and no worker's clock matters.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -23,6 +24,8 @@ from storage.errors import DatabaseDown, FileDamaged, SchemaOutdated, StorageErr
 
 BUSY_SECONDS = 10.0
 STUCK_SECONDS = 60.0  # a stopped process must not hold its row locks for longer
+# a link over which nothing passes is given up within 20 s; otherwise a thread waits a quarter of an hour for its answer
+_LINK = {"tcp_user_timeout": 20_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 2}
 _NO_SUCH_TABLE = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn)
 _SECRETS = ("password", "sslpassword")  # may also stand in the query part of an address
 UPGRADE_HINT = "run `nightmill db upgrade`"
@@ -57,7 +60,7 @@ class Database:
         engine = _sqlite_engine(self._url) if self.is_sqlite else _postgres_engine(self._url)
         self._writer = engine.execution_options(nightmill_write=True)
         # SQLite's own waiting is polling and unfair; threads of one process queue up here instead
-        self._turn: AbstractContextManager[Any] = Lock() if self.is_sqlite else nullcontext()
+        self.turn: AbstractContextManager[Any] = Lock() if self.is_sqlite else nullcontext()
         # a reader of several statements sees one moment: SQLite does so anyway
         self._reader = engine if self.is_sqlite else engine.execution_options(isolation_level="REPEATABLE READ")
         try:
@@ -72,6 +75,11 @@ class Database:
         return self._url.get_backend_name() == "sqlite"
 
     @property
+    def file(self) -> Path | None:
+        """Of SQLite."""
+        return Path(str(self._url.database)) if self.is_sqlite else None
+
+    @property
     def name(self) -> str:
         """The address as it may be shown: without its password."""
         return self._url.difference_update_query(_SECRETS).render_as_string(hide_password=True)
@@ -82,7 +90,7 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """One writing transaction; SQLite takes its write lock at the start, so it never has to be repeated."""
-        with self._turn, self._translated(), self._writer.begin() as conn:
+        with self.turn, self._translated(), self._writer.begin() as conn:
             yield conn
 
     @contextmanager
@@ -108,6 +116,8 @@ class Database:
         reason = str(error.orig).strip().partition("\n")[0]
         if isinstance(error.orig, _NO_SUCH_TABLE) or reason.startswith(("no such table", "no such column")):
             return SchemaOutdated(f"the schema of {self.name} is not this program's ({reason}); {UPGRADE_HINT}")
+        if _is_full(error.orig):
+            return DatabaseDown(f"the disk of the database {self.name} is full; make room, then work goes on")
         if isinstance(error, exc.OperationalError | exc.InterfaceError):
             return DatabaseDown(f"the database {self.name} does not answer: {reason}; check that it runs and try again")
         if type(error) is exc.DatabaseError:
@@ -119,6 +129,10 @@ def lock(conn: Connection, key: int) -> None:
     """Wait until no other transaction holds `key`; released at the end. A SQLite writer already excludes all others."""
     if conn.dialect.name == "postgresql":
         conn.execute(select(func.pg_advisory_xact_lock(key)))
+
+
+def _is_full(error: BaseException | None) -> bool:
+    return isinstance(error, psycopg.errors.DiskFull) or getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _normalise(url: str) -> URL:
@@ -163,6 +177,9 @@ def _sqlite_engine(url: URL) -> Engine:
 
 def _postgres_engine(url: URL) -> Engine:
     connect_args: dict[str, Any] = {"connect_timeout": int(BUSY_SECONDS), "application_name": "nightmill"}
+    for name, value in _LINK.items():
+        if name not in url.query:
+            connect_args[name] = value
     if "options" not in url.query:
         connect_args["options"] = f"-c idle_in_transaction_session_timeout={int(STUCK_SECONDS * 1000)}"
     return create_engine(

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 
 NAMES = (
@@ -32,7 +33,8 @@ def _kill() -> None:
 
 def _stop() -> None:
     # to this thread: sent to the process it might reach another one first, and this one would go on for a while
-    signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
+    with _armed.turn:
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def _full() -> None:
@@ -60,18 +62,21 @@ class Failpoint:
 class _Armed:
     """The failpoints of this process: none, until `arm` is called once at its start."""
 
-    __slots__ = ("points",)
+    __slots__ = ("points", "turn")
 
     def __init__(self) -> None:
         self.points: Mapping[str, Failpoint] = MappingProxyType({})
+        self.turn: AbstractContextManager[object] = nullcontext()
 
 
 _armed = _Armed()
 
 
-def arm(specification: str) -> None:
-    """Set the failpoints of this process. Raises ValueError for a name or an action that there is none of."""
+def arm(specification: str, turn: AbstractContextManager[object] | None = None) -> None:
+    """Set the failpoints of this process. `turn` is held while it is stopped: whatever other threads hold with it, as
+    the only write lock of a database, is free then. Raises ValueError for a name or an action that there is none of."""
     _armed.points = MappingProxyType(parse(specification))
+    _armed.turn = nullcontext() if turn is None else turn
 
 
 def parse(specification: str) -> dict[str, Failpoint]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +14,7 @@ from alembic.script import ScriptDirectory
 
 import migrations
 from storage.database import UPGRADE_HINT, Database, lock
+from storage.durable import sync_folder, temporary
 from storage.errors import SchemaOutdated
 
 _UPGRADE_LOCK = 0x6E6D_0000
@@ -28,6 +31,19 @@ def upgrade(url: str, version: str = "head") -> None:
             command.upgrade(config, version)
     finally:
         database.close()
+
+
+def create(path: Path) -> None:
+    """Make a SQLite database of this version that appears whole: whoever looks meanwhile sees none. Two at once: one
+    of them makes it. Raises OSError."""
+    draft = temporary(path)
+    try:
+        upgrade(f"sqlite:///{draft}")
+        with suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
 
 
 def current(url: str) -> str | None:

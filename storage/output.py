@@ -84,6 +84,12 @@ def sweep(out: Path, generation: int = 1) -> None:
         sync_folder(out)
 
 
+def forget_drafts(out: Path, generation: int) -> None:
+    """Remove what publishers have staged whose rows run again: one that sleeps must not move it into place."""
+    for folder in (out / layout.work(generation)).glob("publish.e*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def work_folders(out: Path, generation: int) -> list[Path]:
     """The folders that exist of running or interrupted generations up to this one."""
     folders = [out / layout.work(number) for number in range(1, generation + 1)]

@@ -140,6 +140,7 @@ class Shard:
     parent_id: ShardId | None = None
     plan_idx: int | None = None  # None: idx
     generation: int = 1  # of the job's output
+    reopenings: int = 0  # times that a recorded file of it was found damaged
 
     @property
     def row_group(self) -> int:
@@ -159,6 +160,18 @@ class Piece:
     row_lo: int
     row_hi: int
     num_outputs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """What is wrong with the recorded files of a shard that has ended. `pieces`: rows of a split shard that neither
+    its segments nor its parts hold any more."""
+
+    shard_id: ShardId
+    epoch: int
+    error: str  # which file, and what is wrong with it
+    attempts: tuple[int, ...] = ()  # of which a segment is damaged, by epoch
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ Job:    validating -> queued -> in_progress -> finalizing -> completed
 Shard:  ready -> queued -> running -> done
         running -> ready (released, or its lease expired) | dead (its attempts failed too often);  any open -> cancelled
         ready -> split | dead  (its worker died while it ran alone: fewer rows are suspected now, or one)
+        done, dead -> ready  (a file of it was damaged before it was published); the job: finalizing -> in_progress
 Row:    succeeded | errored | expired | canceled  (once it has ended)
 Run:    queued <-> waiting (no input yet) -> running -> settling -> succeeded | gates_failed | failed | cancelled
         queued, waiting -> failed | cancelled;  waiting -> no_input;  a slot that comes to nothing: skipped | missed
@@ -58,6 +59,7 @@ class Outcome(StrEnum):
     PREEMPTED = "preempted"  # released by its worker, no fault of the shard
     CRASHED = "crashed"  # its worker died: the lease ran out, or the engine's death was told
     CANCELLED = "cancelled"
+    DAMAGED = "damaged"  # committed, but its file was damaged before it was published
 
 
 class RunState(StrEnum):

@@ -147,6 +147,8 @@ shards = Table(
     Column("out_sha256", String),
     Column("out_rows", BigInteger),
     Column("error", String),
+    _count("reopenings"),  # times that a recorded file of it was found damaged before it was published
+    _count("reopened_under"),  # the job's epoch of the last time
     UniqueConstraint("job_id", "idx"),
     CheckConstraint("row_lo < row_hi", name="range"),
     Index(None, "job_id", "state"),
@@ -160,6 +162,7 @@ attempts = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("job_id", ForeignKey("jobs.id"), nullable=False, index=True),
     Column("owner", String, nullable=False),
+    Column("claim_id", String),  # by which its worker knows it again when the answer was lost
     Column("started_at", Double, nullable=False),
     Column("ended_at", Double),
     Column("outcome", String),  # null while it runs; see storage.states.Outcome

@@ -113,10 +113,16 @@ def _results(job: int | None, dataset: Path | None, *, errors: bool, limit: int 
         return Results.of(repository.get_job(JobId(job)), errors_only=errors, limit=limit)
 
 
-def stats(job: JobArgument, json: JsonOption = False) -> None:
+def stats(
+    job: JobArgument,
+    generation: Annotated[
+        int | None, typer.Option(help="Of the rows that ran for this generation of the results; else of all.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
     """Print what a job cost, what the cache saved and was planned to save, and what limited it, by layer group too."""
     with place.find().repository() as repository:
-        told = client.stats(repository, job)
+        told = client.stats(repository, job, generation)
     if json or not terminal.is_terminal():
         terminal.write_json(told)
         return

@@ -19,3 +19,11 @@ def require_broker(broker_url: str) -> None:
             connection.default_channel.client.ping()
     except (OperationalError, OSError, ValueError, KeyError, *connection.connection_errors) as error:
         raise BrokerDown(f"the broker {shown} cannot be reached: {error}; check that it runs and try again") from error
+
+
+def broker_answers(broker_url: str) -> bool:
+    try:
+        require_broker(broker_url)
+    except BrokerDown:
+        return False
+    return True

@@ -72,6 +72,7 @@ def manifest_bytes(
     *,
     job: str,
     generation: int,
+    reopenings: int = 0,
     plan_sha256: str,
     counts: Mapping[str, int],
     errors: Sequence[ErrorCount],
@@ -82,6 +83,7 @@ def manifest_bytes(
         "schema_version": SCHEMA_VERSION,
         "job": job,
         "generation": generation,
+        **({"reopenings": reopenings} if reopenings else {}),
         "output_order": "input",
         "plan_sha256": plan_sha256,
         "rows": sum(part.rows for part in parts["data"]),
@@ -99,20 +101,27 @@ def readme_bytes(job: str, counts: Mapping[str, int]) -> bytes:
     return README.format(name=job, rows=sum(counts.values()), counts=named).encode()
 
 
-def write_manifest(out: Path, generation: int, content: bytes) -> str:
+def write_manifest(out: Path, generation: int, content: bytes, reopenings: int = 0) -> str:
     """Publish: keep the generation, then point `manifest.json` to it. The sha256.
 
     A generation that exists with other content was never pointed to (see `intact_manifest`), so it is replaced.
-    Raises Fenced when a newer one is there: this publisher slept.
+    Raises Fenced, see `refuse_if_newer`.
     """
-    newest = newest_generation(out)
-    if newest > generation:
-        raise Fenced(f"{out} holds generation {newest} already; generation {generation} was published before")
+    refuse_if_newer(out, generation, reopenings)
     kept = out / layout.manifest_generation(generation)
     if not create_exclusive(kept, content) and kept.read_bytes() != content:
         write_atomic(kept, content)
     write_atomic(out / layout.MANIFEST, content)
     return sha256_bytes(content)
+
+
+def refuse_if_newer(out: Path, generation: int, reopenings: int) -> None:
+    """Raise Fenced when a newer generation is published, or this one after more reopenings: this publisher slept."""
+    newest = newest_generation(out)
+    if newest > generation:
+        raise Fenced(f"{out} holds generation {newest} already; generation {generation} was published before")
+    if newest == generation and _reopenings(json.loads((out / layout.MANIFEST).read_bytes())) > reopenings:
+        raise Fenced(f"{out}: rows of generation {generation} have run again since this publisher looked at them")
 
 
 def newest_generation(out: Path) -> int:
@@ -123,13 +132,20 @@ def newest_generation(out: Path) -> int:
         return 0
 
 
-def intact_manifest(out: Path, generation: int, plan_sha256: str) -> dict[str, Any] | None:
-    """The published manifest of this plan and generation, if there is one and all its parts are as it says."""
+def intact_manifest(out: Path, generation: int, plan_sha256: str, reopenings: int = 0) -> dict[str, Any] | None:
+    """The published manifest of this plan and generation, after so many reopenings of its shards, if there is one and
+    all its parts are as it says."""
     try:
         manifest = json.loads((out / layout.MANIFEST).read_bytes())
         same = (manifest["generation"], manifest["plan_sha256"]) == (generation, plan_sha256)
+        same = same and _reopenings(manifest) == reopenings
         parts = [part for kind in ("parts", "metrics", "errors") for part in manifest[kind]]
         whole = all(sha256_file(inside(out, part["path"])) == part["sha256"] for part in parts)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return manifest if same and whole else None
+
+
+def _reopenings(manifest: dict[str, Any]) -> int:
+    """How often shards of its generation had run again when it was written."""
+    return int(manifest.get("reopenings", 0))

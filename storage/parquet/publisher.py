@@ -22,23 +22,23 @@ import pyarrow as pa
 from storage import failpoints, layout
 from storage.durable import inside, make_folder, move, sha256_bytes, sha256_file, sync_folder, write_atomic
 from storage.errors import FileDamaged
+from storage.parquet.damage import FilesDamaged, damaged
 from storage.parquet.generations import Generation
 from storage.parquet.lost import lost_batches
-from storage.parquet.manifest import ErrorCount, intact_manifest, manifest_bytes, readme_bytes, write_manifest
+from storage.parquet.manifest import (
+    ErrorCount,
+    intact_manifest,
+    manifest_bytes,
+    readme_bytes,
+    refuse_if_newer,
+    write_manifest,
+)
 from storage.parquet.parts import ROW_GROUP_BYTES, OutputWriter, Part, cut_row_groups
 from storage.parquet.plan import passed_schema, plan_indices, shard_rows, verify_plan
 from storage.parquet.rows import LostRows, SealedFile
 from storage.parquet.schema import KEY, SCHEMA_VERSION, complete, decode, result_schema
-from storage.parquet.sealed import open_sealed, read_sealed
+from storage.parquet.sealed import read_sealed
 from storage.parquet.sorting import ExternalSorter, drop_repeats, merge_sorted, split_at
-
-
-class ShardDamaged(FileDamaged):
-    """A shard's file is not what SQL recorded; `shard_idx` must run again before the job can be published."""
-
-    def __init__(self, shard_idx: int, message: str) -> None:
-        super().__init__(message)
-        self.shard_idx = shard_idx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,7 @@ class PublishJob:
     plan_sha256: str
     num_samples: int = 1  # the job's default, for lost rows
     generation: int = 1
+    reopenings: int = 0  # times that shards of this generation ran again because their files were damaged
     plan: str = layout.PLAN  # relative to OUT; what only this generation needs is in the same work folder
     base: Generation | None = None  # the generation of which the rows of the plan are replaced
     footer: Mapping[str, str] = field(default_factory=dict)  # model, model_revision, sampling defaults, engine version
@@ -82,9 +83,9 @@ def publish(
     `files`: the file of each done shard, and the sealed segments of shards that never got so far. `lost`: the plan
     rows of the latter; a lost row that has a result in `files` keeps that result. `beat` is called after each row
     group, before the first part becomes visible and before the manifest does; it renews the lease, and what it raises
-    ends the attempt. Raises FileDamaged (ShardDamaged for a shard's file).
+    ends the attempt. Raises FilesDamaged when some of `files` are, FileDamaged when nothing can be published any more.
     """
-    published = intact_manifest(out, job.generation, job.plan_sha256)
+    published = intact_manifest(out, job.generation, job.plan_sha256, job.reopenings)
     if published is not None:
         return _as_published(published, sha256_file(out / layout.MANIFEST))
     plan = inside(out, job.plan)
@@ -92,9 +93,7 @@ def publish(
     if job.base is not None:
         job.base.verify()
     sealed = sorted(files, key=lambda file: file.key)
-    for file in sealed:
-        _verify(out, file)
-        beat()
+    _verify(out, sealed, beat)
     staging = inside(out, layout.publish_folder(job.epoch, layout.work_of(job.plan)))
     shutil.rmtree(staging, ignore_errors=True)
     make_folder(staging)
@@ -104,9 +103,18 @@ def publish(
         writer.close()
         beat()
         return _install(out, job, staging, writer, beat)
+    except FileDamaged:
+        _verify(out, sealed, beat)  # has one of them changed since it was looked at?
+        raise
     finally:
         writer.discard()
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _verify(out: Path, files: Sequence[SealedFile], beat: Callable[[], None]) -> None:
+    found = damaged(out, files, beat)
+    if found:
+        raise FilesDamaged(found)
 
 
 def _write_parts(
@@ -171,22 +179,6 @@ def check_complete(batches: Iterable[pa.RecordBatch], num_rows: int) -> Iterator
         raise FileDamaged(f"the results end with row {last} where the plan ends with row {num_rows - 1}")
 
 
-def _verify(out: Path, file: SealedFile) -> None:
-    """Raise ShardDamaged unless the file is there, whole, and as it was recorded."""
-    idx = layout.shard_of(file.key)
-    again = f"shard {idx} must run again"
-    path = inside(out, file.key)
-    if not path.is_file():
-        raise ShardDamaged(idx, f"{path} is missing: {again}")
-    found = sha256_file(path)
-    if found != file.sha256:
-        raise ShardDamaged(idx, f"{path} has sha256 {found}, not the recorded {file.sha256}: {again}")
-    with open_sealed(path) as source:
-        rows = source.metadata.num_rows
-    if rows != file.rows:
-        raise ShardDamaged(idx, f"{path} has {rows} rows, not the recorded {file.rows}: {again}")
-
-
 def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter, beat: Callable[[], None]) -> Published:
     """Move the parts into place and make them count."""
     parts: dict[str, list[Part]] = {
@@ -195,6 +187,7 @@ def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter, be
         "errors": writer.errors.parts,
     }
     failpoints.reach("publish.before_parts")
+    refuse_if_newer(out, job.generation, job.reopenings)
     if job.base is not None:
         job.base.put_aside([part for kind in parts.values() for part in kind])
     for kind, folder in (("data", layout.DATA), ("metrics", layout.METRICS), ("errors", layout.ERRORS)):
@@ -206,6 +199,7 @@ def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter, be
     content = manifest_bytes(
         job=job.name,
         generation=job.generation,
+        reopenings=job.reopenings,
         plan_sha256=job.plan_sha256,
         counts=writer.counts,
         errors=[
@@ -216,7 +210,7 @@ def _install(out: Path, job: PublishJob, staging: Path, writer: OutputWriter, be
     )
     failpoints.reach("publish.before_manifest")
     beat()
-    write_manifest(out, job.generation, content)
+    write_manifest(out, job.generation, content, job.reopenings)
     failpoints.reach("publish.after_manifest")
     return _as_published(json.loads(content), sha256_bytes(content))
 

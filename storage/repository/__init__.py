@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
 
 from sqlalchemy.exc import IntegrityError
 
@@ -30,6 +32,7 @@ from storage.records import (
     ShardId,
 )
 from storage.repository import dispatching, integrity, jobs, plans, segments, shards, splitting, stats
+from storage.repository.damage_moves import DamageMoves
 from storage.repository.schedule_moves import ScheduleMoves
 from storage.repository.steering import Steering
 from storage.repository.suspect_moves import SuspectMoves
@@ -39,7 +42,7 @@ from storage.states import Outcome
 _log = logging.getLogger(__name__)
 
 
-class Repository(Steering, SuspectMoves, WorkerMoves, ScheduleMoves):
+class Repository(Steering, SuspectMoves, DamageMoves, WorkerMoves, ScheduleMoves):
     """Jobs, shards, segments, workers, statistics and schedules in SQLite or PostgreSQL. May be shared by threads."""
 
     def __init__(self, url: str) -> None:
@@ -48,6 +51,16 @@ class Repository(Steering, SuspectMoves, WorkerMoves, ScheduleMoves):
 
     def close(self) -> None:
         self._db.close()
+
+    @property
+    def file(self) -> Path | None:
+        """Where it writes on this machine, if it is SQLite."""
+        return self._db.file
+
+    @property
+    def turn(self) -> AbstractContextManager[object]:
+        """Held by the one thread of this process that writes to SQLite."""
+        return self._db.turn
 
     def check_schema(self) -> None:
         """Raise SchemaOutdated unless the database is at this program's migration."""
@@ -146,13 +159,22 @@ class Repository(Steering, SuspectMoves, WorkerMoves, ScheduleMoves):
         with self._db.write() as conn:
             return dispatching.dispatch(conn, model_key, window, stale_seconds)
 
-    def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float, *, alone: bool = False) -> Claim | None:
+    def claim_shard(
+        self,
+        shard_id: ShardId,
+        owner: str,
+        lease_seconds: float,
+        *,
+        alone: bool = False,
+        claim_id: str | None = None,
+    ) -> Claim | None:
         """ready, queued or running with an expired lease -> running under epoch + 1. An expired lease counts a crash.
         The first claim moves the job from queued to in_progress. `alone`: the worker runs nothing else until this
-        shard ends; suspected shards are given to such a worker only. None: nothing to do, drop the hint."""
+        shard ends; suspected shards are given to such a worker only. None: nothing to do, drop the hint.
+        The same `claim_id` again, after an answer that was lost, gives the same claim."""
         failpoints.reach("claim.before")
         with self._db.write() as conn:
-            claim = shards.claim(conn, shard_id, owner, lease_seconds, alone)
+            claim = shards.claim(conn, shard_id, owner, lease_seconds, alone, claim_id)
         failpoints.reach("claim.after")
         if claim is not None:
             _log.info(
@@ -248,10 +270,11 @@ class Repository(Steering, SuspectMoves, WorkerMoves, ScheduleMoves):
             return shards.buried(conn, job_id)
 
     # --- statistics -----------------------------------------------------------------------------------------
-    def job_stats(self, job_id: JobId) -> RunStats:
-        """Sums over all sealed segments; gauges: peak = max, mean = weighted by engine seconds, over attempts."""
+    def job_stats(self, job_id: JobId, generation: int | None = None) -> RunStats:
+        """Sums over all sealed segments, of one generation or of all; gauges: peak = max, mean = weighted by engine
+        seconds, over attempts."""
         with self._db.read() as conn:
-            return stats.of_job(conn, job_id)
+            return stats.of_job(conn, job_id, generation)
 
     def check_integrity(self) -> None:
         """Assert that counts, states and leases agree with each other (tests, doctor)."""

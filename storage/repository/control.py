@@ -31,12 +31,12 @@ def _fails_too_often() -> ColumnElement[bool]:
     )
 
 
-def release(conn: Connection, job_id: JobId, epoch: int) -> None:
+def release(conn: Connection, job_id: JobId, epoch: int, why: str | None) -> None:
     """The right to plan goes back: anybody may take it at once."""
     released = conn.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.epoch == epoch, jobs.c.state == JobState.VALIDATING)
-        .values(lease_owner=None, lease_until=0)
+        .values(lease_owner=None, lease_until=0, error=why)
     )
     if released.rowcount != 1:
         raise fenced(conn, job_id, epoch, "release it")

@@ -40,6 +40,7 @@ def queue(conn: Connection, job_id: JobId, epoch: int, plan: PlanRecord, new: It
         .values(
             state=JobState.QUEUED,
             queued_at=now(),
+            error=None,
             lease_owner=None,
             lease_until=0,
             plan_path=plan.path,

@@ -77,6 +77,7 @@ def as_shard(row: Row[Any]) -> Shard:
         parent_id=None if row.parent_id is None else ShardId(row.parent_id),
         plan_idx=row.plan_idx,
         generation=row.generation,
+        reopenings=row.reopenings,
     )
 
 

@@ -36,7 +36,9 @@ def of_job(conn: Connection, job_id: JobId) -> list[Shard]:
 # --- ready, queued, running with an expired lease -> running -----------------------------------------------------
 
 
-def claim(conn: Connection, shard_id: ShardId, owner: str, lease_seconds: float, alone: bool) -> Claim | None:
+def claim(
+    conn: Connection, shard_id: ShardId, owner: str, lease_seconds: float, alone: bool, claim_id: str | None
+) -> Claim | None:
     seen = conn.execute(
         select(jobs.c.state, shards.c.state == ShardState.RUNNING)
         .join(shards, shards.c.job_id == jobs.c.id)
@@ -45,6 +47,10 @@ def claim(conn: Connection, shard_id: ShardId, owner: str, lease_seconds: float,
     if seen is None:
         return None
     job_state, is_taken_over = seen
+    if is_taken_over and claim_id is not None:
+        ours = _claimed_before(conn, shard_id, claim_id, lease_seconds)
+        if ours is not None:
+            return ours
     if job_state == JobState.QUEUED or is_taken_over:
         lock_job_of(conn, shard_id)  # it will change, so it comes first
 
@@ -72,15 +78,41 @@ def claim(conn: Connection, shard_id: ShardId, owner: str, lease_seconds: float,
     if is_taken_over:
         count_death(conn, shard_id, row.epoch - 1)
         end_attempt(conn, shard_id, row.epoch - 1, Outcome.CRASHED)
+    _begin_attempt(conn, row, claim_id)
+    return Claim(shard=as_shard(row), job=get(conn, JobId(row.job_id)))
+
+
+def _begin_attempt(conn: Connection, shard: Row[Any], claim_id: str | None) -> None:
+    """The first one of a job starts the job."""
     conn.execute(
-        insert(attempts).values(shard_id=shard_id, epoch=row.epoch, job_id=row.job_id, owner=owner, started_at=now())
+        insert(attempts).values(
+            shard_id=shard.id,
+            epoch=shard.epoch,
+            job_id=shard.job_id,
+            owner=shard.lease_owner,
+            claim_id=claim_id,
+            started_at=now(),
+        )
     )
     conn.execute(
         update(jobs)
-        .where(jobs.c.id == row.job_id, jobs.c.state == JobState.QUEUED)
+        .where(jobs.c.id == shard.job_id, jobs.c.state == JobState.QUEUED)
         .values(state=JobState.IN_PROGRESS, started_at=func.coalesce(jobs.c.started_at, now()))
     )
-    return Claim(shard=as_shard(row), job=get(conn, JobId(row.job_id)))
+
+
+def _claimed_before(conn: Connection, shard_id: ShardId, claim_id: str, lease_seconds: float) -> Claim | None:
+    """Our own claim, whose answer was lost, with its lease from now on."""
+    attempt = exists().where(
+        attempts.c.shard_id == shards.c.id, attempts.c.epoch == shards.c.epoch, attempts.c.claim_id == claim_id
+    )
+    row = conn.execute(
+        update(shards)
+        .where(shards.c.id == shard_id, _IS_RUNNING, attempt)
+        .values(lease_until=now() + lease_seconds)
+        .returning(shards)
+    ).one_or_none()
+    return None if row is None else Claim(shard=as_shard(row), job=get(conn, JobId(row.job_id)))
 
 
 # --- running -> running ---------------------------------------------------------------------------------------------

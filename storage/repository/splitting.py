@@ -38,27 +38,35 @@ def split(conn: Connection, shard_id: ShardId, epoch: int, pieces: Sequence[Piec
     parent = as_shard(row)
     left = parent.num_outputs - sealed_rows(conn, shard_id)
     assert sum(piece.num_outputs for piece in pieces) == left, f"shard {shard_id} has {left} rows left, not {pieces}"
-    highest = conn.execute(select(func.max(shards.c.idx)).where(shards.c.job_id == job.id)).scalar_one()
+    add_parts(conn, row, pieces, ShardState.READY)
+    conn.execute(update(jobs).where(jobs.c.id == job.id).values(shards_total=jobs.c.shards_total - 1))
+    finalize_if_last(conn, JobId(job.id))
+    return True
+
+
+def add_parts(conn: Connection, row: Row[Any], pieces: Sequence[Piece], state: ShardState) -> None:
+    """Shards of their own for rows of this one, which is split. The caller holds the job's row lock."""
+    parent = as_shard(row)
+    highest = conn.execute(select(func.max(shards.c.idx)).where(shards.c.job_id == parent.job_id)).scalar_one()
     for number, piece in enumerate(pieces, start=1):
-        assert parent.row_lo <= piece.row_lo < piece.row_hi <= parent.row_hi, f"shard {shard_id} has no {piece}"
+        assert parent.row_lo <= piece.row_lo < piece.row_hi <= parent.row_hi, f"shard {parent.id} has no {piece}"
         conn.execute(
             insert(shards).values(
-                job_id=job.id,
+                job_id=parent.job_id,
                 idx=highest + number,
                 row_lo=piece.row_lo,
                 row_hi=piece.row_hi,
                 num_outputs=piece.num_outputs,
                 cost_tokens=parent.cost_tokens * piece.num_outputs // parent.num_outputs,
-                parent_id=shard_id,
+                parent_id=parent.id,
                 plan_idx=parent.row_group,
                 generation=parent.generation,
                 priority=row.priority,
-                state=ShardState.READY,
+                state=state,
             )
         )
-    conn.execute(update(jobs).where(jobs.c.id == job.id).values(shards_total=jobs.c.shards_total + len(pieces) - 1))
-    finalize_if_last(conn, JobId(job.id))
-    return True
+    more = jobs.c.shards_total + len(pieces)
+    conn.execute(update(jobs).where(jobs.c.id == parent.job_id).values(shards_total=more))
 
 
 def give_up(conn: Connection, shard_id: ShardId, epoch: int) -> bool:

@@ -16,10 +16,10 @@ class Steering:
 
     _db: Database
 
-    def release_job(self, job_id: JobId, epoch: int) -> None:
-        """Give the right to plan back before it is used. Raises Fenced."""
+    def release_job(self, job_id: JobId, epoch: int, why: str | None = None) -> None:
+        """Give the right to plan back before it is used; until it is, the job's error says why. Raises Fenced."""
         with self._db.write() as conn:
-            control.release(conn, job_id, epoch)
+            control.release(conn, job_id, epoch, why)
         _log.info("job_released job=%d epoch=%d", job_id, epoch)
 
     def unplanned_jobs(self, idle_seconds: float) -> list[Job]:

@@ -18,6 +18,11 @@ crashed_alone = shards.c.crashes > case((shards.c.parent_id.is_not(None), 0), el
 may_crash_once_more = and_(shards.c.parent_id.is_(None), shards.c.crashes + 1 < QUARANTINE_CRASHES)
 """One more crash would not make it suspected."""
 
+crashes_before_the_last = case(
+    (shards.c.parent_id.is_not(None), 0), (crashed_alone, QUARANTINE_CRASHES), else_=shards.c.crashes
+)
+"""So many that a shard may run alone once more."""
+
 
 def count_death(conn: Connection, shard_id: int, epoch: int) -> None:
     """An attempt has crashed: count the death of its worker for the job, once for all that died of it together.

@@ -59,6 +59,10 @@ def test_rows_run_again_under_a_new_generation_and_the_counts_stay_true(reposito
     assert claim.job.plan.path == "_inprogress-0002/plan/plan.parquet"
     assert (ended.state, counts(ended), ended.manifest_sha256) == (JobState.COMPLETED, (10, 9, 1, 0, 0), "sha2")
     assert (ended.generation, ended.published_generation, ended.shards_total, ended.shards_done) == (2, 2, 2, 2)
+    stats = [repository.job_stats(job.id, number) for number in (None, 1, 2)]
+    assert [each.rows for each in stats] == [13, 10, 3]
+    assert [each.groups[0].blocks_shared for each in stats] == [13, 10, 3]
+    assert [dict(each.limited_by)["last token"] for each in stats] == [13, 10, 3]
     repository.check_integrity()
 
 

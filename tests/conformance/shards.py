@@ -244,3 +244,27 @@ def test_waiting_models_put_the_oldest_waiting_job_first(repository: Repository)
     assert repository.waiting_models()[0][0] == MODEL_B
     repository.request_cancel(first.id)
     assert [(model.key, waiting) for model, waiting in repository.waiting_models()] == [("model-b", 3), ("model-a", 4)]
+
+
+def test_a_claim_whose_answer_was_lost_is_given_again_and_counts_once(repository: Repository) -> None:
+    job = queued_job(repository, num_shards=1)
+    shard = repository.shards(job.id)[0]
+
+    claims = [repository.claim_shard(shard.id, "gpu0@a", lease, claim_id="one") for lease in (OVER, LEASE)]
+
+    assert [claim.shard.epoch for claim in claims if claim] == [1, 1]
+    assert repository.expire_leases(MANY) == []  # the second answer has renewed it
+    assert repository.claim_shard(shard.id, "gpu0@a", LEASE, claim_id="two") is None
+    assert (shard_now(repository, shard).attempts, shard_now(repository, shard).crashes) == (1, 0)
+    repository.check_integrity()
+
+
+def test_a_claim_that_was_taken_over_meanwhile_is_not_given_again(repository: Repository) -> None:
+    job = queued_job(repository, num_shards=1)
+    shard = repository.shards(job.id)[0]
+    repository.claim_shard(shard.id, "gpu0@a", OVER, claim_id="one")
+    assert repository.claim_shard(shard.id, "gpu1@a", LEASE, claim_id="two") is not None
+
+    assert repository.claim_shard(shard.id, "gpu0@a", LEASE, claim_id="one") is None
+
+    assert (shard_now(repository, shard).lease_owner, shard_now(repository, shard).crashes) == ("gpu1@a", 1)

@@ -131,9 +131,12 @@ class Harness:
         self.stop_reconciler()
 
     # --- processes --------------------------------------------------------------------------------------------
-    def start_worker(self, name: str, model: str | None = None, **environment: str) -> WorkerProcess:
+    def start_worker(
+        self, name: str, model: str | None = None, *, within: tuple[str, ...] = (), **environment: str
+    ) -> WorkerProcess:
+        """`within`: a command that starts it somewhere else."""
         log = self.folder / f"{name}-{len(self.workers)}.log"
-        command = [sys.executable, "-P", "-m", "jobs.worker", "--name", name]
+        command = [*within, sys.executable, "-P", "-m", "jobs.worker", "--name", name]
         command += ["--model", str(self.model) if model is None else model] if model != "" else []
         variables = {
             **worker_environment(self.settings, self.broker.url),

@@ -1,7 +1,7 @@
-"""Simulated processes: what worker, heartbeat, reconciler and finaliser do, as generators that can stop at any yield.
+"""Simulated workers: what an attempt and a heartbeat do, as generators that can stop at any yield.
 
-They follow jobs/shard.py, jobs/leases.py, jobs/reconciler.py and storage/parquet/publisher.py step by step; a shard has
-rows instead of prompts and a file is a tuple of rows.
+They follow jobs/shard.py and jobs/leases.py step by step; a shard has rows instead of prompts and a file is a tuple of
+rows.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from jobs.gate import Gate
 from jobs.leases import Lease, LeaseKeeper
 from storage import layout
 from storage.errors import DatabaseDown, Fenced
-from storage.records import Beat, Job, Piece, RunStats, Segment, Shard, ShardId
-from storage.states import RowStatus, ShardState
-from tests.faults.world import LEASE, MAX_CRASHES, Network, World
+from storage.records import Beat, RunStats, Segment, Shard, ShardId
+from storage.states import ShardState
+from tests.faults.world import LEASE, ROTTEN, Network, World
 
 Steps = Iterator[None]
 SLOTS = 2
@@ -93,10 +93,13 @@ class Worker:
         while not self.gate.has_turn(shard_id):
             yield
 
+        world.serial += 1
+        claim_id = f"{self.name}-{world.serial}"
+
         def claim() -> Any:
-            claim = world.repository.claim_shard(shard_id, self.name, LEASE, alone=alone)
+            claim = world.repository.claim_shard(shard_id, self.name, LEASE, alone=alone, claim_id=claim_id)
             if claim is not None:
-                world.claims.append((shard_id, claim.shard.epoch))
+                world.claims[claim_id] = (shard_id, claim.shard.epoch)
                 world.log.append(f"{self.name} claimed {shard_id} epoch {claim.shard.epoch}")
             return claim
 
@@ -113,8 +116,15 @@ class Worker:
     def _work(self, shard: Shard, lease: Lease) -> Steps:
         world = self.world
         segments = yield from world.ask(self.network, lambda: world.repository.segments(shard.id))
-        keys = [segment.key for segment in segments]
+        lost = {segment.epoch for segment in segments if segment.key in world.rotten}
+        if lost:
+            drop = world.repository.drop_segments
+            yield from world.ask(self.network, lambda: drop(shard.id, shard.epoch, lost, ROTTEN))
+        keys = [segment.key for segment in segments if segment.epoch not in lost]
         inherited = yield from world.ask(self.network, lambda: world.repository.parent_segments(shard.id))
+        if any(each.key in world.rotten for each in inherited):
+            yield from self._release(shard, preempted=False)
+            return
         sealed = {row for key in (*keys, *(each.key for each in inherited)) for row in world.files[key]}
         left = [row for row in range(shard.row_lo, shard.row_hi) if row not in sealed]
         seq = 0
@@ -144,6 +154,9 @@ class Worker:
         world = self.world
         key = layout.shard_file(shard.idx, shard.epoch)
         rows = tuple(sorted({row for sealed in keys for row in world.files[sealed]}))
+        if any(sealed in world.rotten for sealed in keys):
+            yield from self._release(shard, preempted=False)
+            return
         assert len(rows) == shard.num_outputs, f"shard {shard.id} has {rows}: a row was lost or doubled"
         world.files[key] = rows
         commit = world.repository.commit_shard
@@ -159,86 +172,3 @@ class Worker:
         yield from self.world.ask(
             self.network, lambda: release(shard.id, shard.epoch, reason="simulated", preempted=preempted)
         )
-
-
-class Reconciler:
-    """Expires, publishes and dispatches, for ever."""
-
-    def __init__(self, world: World, name: str) -> None:
-        self.world = world
-        self.name = name
-        self.network = Network()
-        self.wakes_at = 0.0
-        self._steps = self._run()
-
-    def step(self) -> None:
-        next(self._steps)
-
-    def _run(self) -> Steps:
-        world, repository = self.world, self.world.repository
-        while True:
-            yield from world.ask(self.network, lambda: repository.expire_leases(MAX_CRASHES))
-            for shard in (yield from world.ask(self.network, repository.crashed_shards)):
-                yield from self._divide(shard)
-            for job in (yield from world.ask(self.network, repository.advance_jobs)):
-                try:
-                    yield from self._publish(job)
-                except Fenced as error:
-                    world.log.append(f"{self.name} fenced: {error}")
-            hints = yield from world.ask(self.network, lambda: repository.dispatch(None, 2, 3 * LEASE))
-            for hint in hints:
-                yield
-                world.queue.append(hint)
-
-    def _divide(self, shard: Shard) -> Steps:
-        """The first row that is not sealed was in the engine, alone; the others wait for a life of their own."""
-        world, repository = self.world, self.world.repository
-        own = yield from world.ask(self.network, lambda: repository.segments(shard.id))
-        inherited = yield from world.ask(self.network, lambda: repository.parent_segments(shard.id))
-        sealed = {row for each in (*own, *inherited) for row in world.files[each.key]}
-        left = [row for row in range(shard.row_lo, shard.row_hi) if row not in sealed]
-        if len(left) == 1 and shard.row_hi - shard.row_lo == 1:
-            yield from world.ask(self.network, lambda: repository.give_up_shard(shard.id, shard.epoch))
-            return
-        parts = [part for part in (left[:1], left[1:]) if part]
-        pieces = [Piece(row_lo=part[0], row_hi=part[-1] + 1, num_outputs=len(part)) for part in parts]
-        yield from world.ask(self.network, lambda: repository.split_shard(shard.id, shard.epoch, pieces))
-        world.log.append(f"{self.name} divided {shard.id} into {parts}")
-
-    def _publish(self, job: Job) -> Steps:
-        world, repository = self.world, self.world.repository
-        epoch = yield from world.ask(self.network, lambda: repository.claim_job(job.id, self.name, LEASE))
-        if epoch is None:
-            return
-        content = world.manifest
-        if content is None:
-            content = yield from self._content(job)
-            yield from world.ask(self.network, lambda: repository.renew_job(job.id, epoch, LEASE))
-            yield  # a finaliser that sleeps here writes its manifest whenever it wakes
-            assert world.manifest in (None, content), "a manifest changed after it was published"
-            world.manifest = content
-        yield from world.ask(self.network, lambda: repository.complete_job(job.id, epoch, str(content)))
-        world.log.append(f"{self.name} completed the job under epoch {epoch}")
-
-    def _content(self, job: Job) -> Iterator[None]:
-        """What the shards' records say of each row; the same for every finaliser."""
-        world, repository = self.world, self.world.repository
-        content: dict[int, str] = {}
-        shards = yield from world.ask(self.network, lambda: repository.shards(job.id))
-        for shard in shards:
-            if shard.state is ShardState.DONE:
-                keys = [str(shard.out_key)]
-            else:
-                segments = yield from world.ask(self.network, lambda shard=shard: repository.segments(shard.id))
-                keys = [segment.key for segment in segments]
-            for key in keys:
-                assert key in world.files, f"{key} is recorded and is not there"
-                rows = dict.fromkeys(world.files[key], str(RowStatus.SUCCEEDED))
-                assert not content.keys() & rows.keys(), "a row was published twice"
-                assert shard.state is not ShardState.DONE or len(rows) == shard.num_outputs, f"{shard} is not whole"
-                content |= rows
-        for shard in shards:
-            if shard.state in (ShardState.DEAD, ShardState.CANCELLED):
-                lost = RowStatus.ERRORED if shard.state is ShardState.DEAD else RowStatus.CANCELED
-                content = dict.fromkeys(range(shard.row_lo, shard.row_hi), str(lost)) | content
-        return content

@@ -38,7 +38,7 @@ class Link:
 class Proxy:
     """`with Proxy(upstream) as proxy:` passes everything on until it is told otherwise."""
 
-    def __init__(self, upstream: Address) -> None:
+    def __init__(self, upstream: Address, host: str = "127.0.0.1") -> None:
         self.upstream = upstream
         self.delay = 0.0  # seconds that each piece waits
         self.dropped: set[str] = set()  # directions in which everything vanishes while the link stays open
@@ -47,7 +47,7 @@ class Proxy:
         self._cut: tuple[str, bytes | int] | None = None
         self._links: set[Link] = set()
         self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, 0))
         self._stopped = False
         self.cuts = 0
         self.accepted = 0

@@ -7,22 +7,30 @@ request that outlives its process, a way to SQL that is cut, a cancel, or a jump
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 from storage.states import JOB_FINAL, QUARANTINE_CRASHES, JobState, Outcome, RowStatus, ShardState
-from tests.faults.processes import Reconciler, Worker
-from tests.faults.world import LEASE, MAX_ATTEMPTS, World
+from tests.faults.processes import Worker
+from tests.faults.reconcilers import Reconciler
+from tests.faults.world import LEASE, MAX_ATTEMPTS, ROTTEN, World
 
 NUM_WORKERS, NUM_RECONCILERS = 2, 2
 MOVES = (20, 150)
 CALM_ROUNDS = 60  # until then a job without faults has ended, whatever it went through before
 
 
+Fault = Callable[["Schedule"], None]
+
+
 class Schedule:
     """The moves of one seed. `run` raises AssertionError, with the seed and what happened, when a law is broken."""
 
-    def __init__(self, world: World, seed: int) -> None:
+    def __init__(self, world: World, seed: int, kinds: Sequence[Fault] = (), rate: float = 0.16) -> None:
+        """`kinds` of faults, or all, that happen so often."""
         self.world = world
         self.seed = seed
+        self.kinds = kinds or FAULTS
+        self.rate = rate
         self.faults = Counter[str]()
         world.begin(seed)
         self.workers = [Worker(world, f"w{i}") for i in range(NUM_WORKERS)]
@@ -44,8 +52,8 @@ class Schedule:
     def _move(self) -> None:
         random, clock = self.world.random, self.world.clock
         clock.advance(random.random())
-        if random.random() < 0.16:
-            fault = random.choice(FAULTS)
+        if random.random() < self.rate:
+            fault = random.choice(self.kinds)
             self.faults[fault.__name__] += 1
             self.world.log.append(fault.__name__)
             fault(self)
@@ -112,6 +120,23 @@ class Schedule:
     def wait(self) -> None:
         self.world.clock.advance(LEASE + 1)
 
+    def death(self) -> None:
+        """A crash that is noticed, so that shards are split."""
+        self.crash_worker()
+        self.wait()
+        for reconciler in self.reconcilers:
+            for _ in range(12):
+                reconciler.step()
+
+    def rot(self) -> None:
+        """A file is lost, or not what was written."""
+        world = self.world
+        whole = sorted(world.files.keys() - world.rotten)
+        split = [shard for shard in world.repository.shards(world.job_id) if shard.state is ShardState.SPLIT]
+        keys = [each.key for shard in split for each in world.repository.segments(shard.id)]
+        if whole:
+            world.rotten.add(world.random.choice(keys or whole))
+
     def cancel(self) -> None:
         if self.world.random.random() < 0.2:
             self.world.repository.request_cancel(self.world.job_id)
@@ -130,7 +155,7 @@ class Schedule:
         for _ in range(CALM_ROUNDS):
             if world.repository.get_job(world.job_id).state in JOB_FINAL:
                 return
-            world.clock.advance(LEASE / 3)
+            world.clock.advance(0.3 * LEASE)  # never just a lease: the databases differ in their last digits
             for worker in self.workers:
                 worker.beat()
                 worker.take_hint()
@@ -146,7 +171,11 @@ FAULTS = (
     *(Schedule.crash_worker, Schedule.crash_worker, Schedule.crash_reconciler, Schedule.late_request),
     *(Schedule.pause, Schedule.pause, Schedule.drain, Schedule.cut, Schedule.lose_answer, Schedule.lose_answer),
     *(Schedule.double_hints, Schedule.reorder_hints, Schedule.lose_hints, Schedule.jump, Schedule.wait),
-    Schedule.cancel,
+    *(Schedule.cancel, Schedule.rot),
+)
+DEATHS_AND_ROT = (
+    *(Schedule.death, Schedule.death, Schedule.death),
+    *(Schedule.rot, Schedule.lose_answer, Schedule.late_request),
 )
 
 
@@ -155,6 +184,11 @@ def check(world: World) -> None:
     repository, job_id = world.repository, world.job_id
     repository.check_integrity()
     job = repository.get_job(job_id)
+    _check_shards(world)
+    if job.error == ROTTEN:
+        assert job.state is JobState.FAILED, f"a job whose files are rotten is {job.state}"
+        assert world.rotten, "nothing was rotten"
+        return
     rows = {row for shard in world.shards for row in range(shard.row_lo, shard.row_hi)}
     assert world.manifest is not None, "nothing was published"
     assert world.manifest.keys() == rows, "rows were lost or made up"
@@ -163,12 +197,11 @@ def check(world: World) -> None:
     assert counts[RowStatus.ERRORED] == job.rows_errored, "errored rows differ from their count"
     assert counts[RowStatus.CANCELED] == job.rows_canceled, "canceled rows differ from their count"
     assert not counts[RowStatus.CANCELED] or job.state in (JobState.CANCELLED, JobState.FAILED)
-    assert len(world.claims) == len(set(world.claims)), "an epoch was given twice"
-    _check_shards(world)
 
 
 def _check_shards(world: World) -> None:
-    claimed = Counter(shard_id for shard_id, _ in world.claims)
+    assert len(world.claims) == len(set(world.claims.values())), "an epoch was given twice"
+    claimed = Counter(shard_id for shard_id, _ in world.claims.values())
     outcomes = world.outcomes(world.job_id)
     for shard in world.repository.shards(world.job_id):
         sealed = [row for segment in world.repository.segments(shard.id) for row in world.files[segment.key]]

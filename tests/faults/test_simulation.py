@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from storage.states import JobState
-from tests.faults.simulation import FAULTS, Schedule
+from storage.states import JobState, ShardState
+from tests.faults.simulation import DEATHS_AND_ROT, FAULTS, Schedule
 from tests.faults.twins import Twins
-from tests.faults.world import memory_world, real_world
+from tests.faults.world import ROTTEN, memory_world, real_world
 from tests.memory import MemoryRepository
 
 
@@ -47,11 +47,11 @@ class SealsForAnyEpoch(Between):
 class ClaimsWhatOthersHold(Between):
     """The lease ends, and with it the epoch should: this one hands out the same epoch again."""
 
-    def claim_shard(self, shard_id: int, owner: str, lease_seconds: float, *, alone: bool) -> Any:
+    def claim_shard(self, shard_id: int, owner: str, lease_seconds: float, *, alone: bool, claim_id: str) -> Any:
         row = self.repository._shards[shard_id]
         before = row.epoch
-        claim = self.repository.claim_shard(shard_id, owner, lease_seconds, alone=alone)
-        if claim is not None and before:
+        claim = self.repository.claim_shard(shard_id, owner, lease_seconds, alone=alone, claim_id=claim_id)
+        if claim is not None and row.epoch > before > 0:
             row.outcomes.pop(row.epoch)
             row.epoch, row.attempts = before, before
             row.begun[before] = row.begun.pop(before + 1)
@@ -70,6 +70,16 @@ class ForgetsThatAnswersGetLost(Between):
             self.repository._jobs[1].counts["succeeded"] += segment.rows
 
 
+class CountsWhatWasLost(Between):
+    """Rows whose files were damaged run again, and count twice."""
+
+    def reopen_shards(self, *arguments: Any) -> Any:
+        before = dict(self.repository._jobs[1].counts)
+        job = self.repository.reopen_shards(*arguments)
+        self.repository._jobs[1].counts.update(before)
+        return job
+
+
 class PublishesWithOpenShards(Between):
     def advance_jobs(self) -> Any:
         job = self.repository._jobs[1]
@@ -79,17 +89,35 @@ class PublishesWithOpenShards(Between):
 
 
 def test_ten_thousand_schedules_of_faults_break_no_law() -> None:
-    world, faults, ends = memory_world(), Counter[str](), Counter[str]()
+    world, faults, ends, reopened = memory_world(), Counter[str](), Counter[str](), 0
 
     for seed in range(10_000):
         faults += Schedule(world, seed).run()
         ends[world.repository.get_job(world.job_id).state] += 1
+        reopened += any(shard.reopenings for shard in world.repository.shards(world.job_id))
 
     assert faults.keys() == {fault.__name__ for fault in FAULTS}
     assert min(faults.values()) > 1000
     assert ends[JobState.COMPLETED] > 5000
     assert ends[JobState.CANCELLED] > 500
     assert ends[JobState.FAILED] > 100  # workers died too often
+    assert reopened > 200
+
+
+def test_three_thousand_schedules_of_deaths_and_rotten_files_break_no_law() -> None:
+    world, ends = memory_world(), Counter[str]()
+    world.max_crashes = 50  # so that shards are split before their job is given up
+
+    for seed in range(3000):
+        Schedule(world, seed, DEATHS_AND_ROT, rate=0.1).run()
+        shards = world.repository.shards(world.job_id)
+        ends["reopened"] += any(shard.reopenings for shard in shards)
+        ends["part of a split one"] += any(shard.reopenings and shard.state is ShardState.SPLIT for shard in shards)
+        ends["hopeless"] += world.repository.get_job(world.job_id).error == ROTTEN
+
+    assert ends["reopened"] > 100
+    assert ends["part of a split one"] > 10
+    assert ends["hopeless"] > 0
 
 
 def test_a_schedule_is_the_same_every_time() -> None:
@@ -111,6 +139,7 @@ def test_a_schedule_is_the_same_every_time() -> None:
         SealsForAnyEpoch,
         ClaimsWhatOthersHold,
         ForgetsThatAnswersGetLost,
+        CountsWhatWasLost,
         PublishesWithOpenShards,
     ],
 )

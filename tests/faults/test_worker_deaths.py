@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -25,13 +24,6 @@ PUBLISHING_POINTS = (
     *("publish.before_parts", "publish.after_parts", "publish.before_manifest", "publish.after_manifest"),
     *("publish.before_sql", "publish.after_sql"),
 )
-
-
-@pytest.fixture
-def quiet(tmp_path: Path) -> Iterator[Harness]:
-    """Its workers speak rarely, so that one that stops itself is hardly ever within a transaction of its heartbeat."""
-    with Harness.create(tmp_path, heartbeat_seconds=1.2, lease_seconds=2.4) as started:
-        yield started
 
 
 def kill_at_random(harness: Harness, kills: int, seed: int) -> None:
@@ -101,8 +93,7 @@ def test_02_and_48_a_reconciler_killed_before_and_after_every_step_of_publishing
         assert manifests == {manifest.read_bytes()}
 
 
-def test_04_a_worker_that_sleeps_between_its_file_and_the_commit(quiet: Harness) -> None:
-    harness = quiet
+def test_04_a_worker_that_sleeps_between_its_file_and_the_commit(harness: Harness) -> None:
     zombie = harness.start_worker("w0", NIGHTMILL_FAILPOINTS="commit.before_sql:stop")
     job = harness.submit(prompts(16), shard_rows=16)
     wait_for(lambda: is_stopped(zombie.process.pid), "the worker sleeps")

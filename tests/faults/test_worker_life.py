@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from jobs.app import NightmillApp, make_app
+from jobs.restarts import EXIT_ENGINE_DEAD
 from jobs.supervisor import worker_environment
 from storage.states import JobState, ShardState
 from tests.faults.harness import ROOT, Harness, WorkerProcess, prompts, speed, wait_for
@@ -166,3 +167,20 @@ def test_51_a_process_that_has_imported_torch_is_no_worker_of_a_gpu(harness: Har
     assert refused.returncode == 2
     assert "torch was imported before the worker chose its GPU" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_36_a_worker_whose_event_loop_hangs_gives_its_shards_back_and_leaves(harness: Harness) -> None:
+    environment = {"NIGHTMILL_ENGINE_FACTORY": "tests.faults.engine:deaf_engine", "NIGHTMILL_LOOP_STALL_SECONDS": "2"}
+    deaf = harness.start_worker("w0", **environment, **speed(20))
+    job = harness.submit(prompts(96), shard_rows=48)
+    harness.wait_for_rows(job.id, 8)
+
+    deaf.process.send_signal(signal.SIGALRM)
+
+    assert deaf.process.wait(30) == EXIT_ENGINE_DEAD
+    shards = harness.shards(job.id)
+    assert {shard.crashes for shard in shards} == {0}
+    assert sum(shard.preemptions for shard in shards) >= 1
+    assert all(shard.state is not ShardState.RUNNING for shard in shards)
+    harness.start_worker("w1")
+    harness.done(job.id, 96)

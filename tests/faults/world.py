@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 LEASE = 10.0
 MAX_ATTEMPTS = 4
+MAX_REOPENINGS = 3
+ROTTEN = "its files are rotten"  # the error of a job of which that is the end
 MAX_CRASHES = 3  # deaths of workers that one job may cost
 EPOCH_1970 = 2440587.5  # as a Julian day
 DAY = 86400.0
@@ -65,9 +67,13 @@ class World:
     shards: tuple[Shard, ...] = ()
     queue: list[Hint] = field(default_factory=list)
     files: dict[str, tuple[int, ...]] = field(default_factory=dict)  # key -> rows, in the order of writing
+    rotten: set[str] = field(default_factory=set)  # keys of files that are damaged
+    max_crashes: int = MAX_CRASHES
     manifest: dict[int, str] | None = None  # row -> status, as published
+    reopenings: int = 0  # of its shards before that
     late: list[Callable[[], Any]] = field(default_factory=list)  # requests of dead processes, still on their way
-    claims: list[tuple[ShardId, int]] = field(default_factory=list)
+    claims: dict[str, tuple[ShardId, int]] = field(default_factory=dict)  # by claim id
+    serial: int = 0
     log: list[str] = field(default_factory=list)  # what happened, for whoever reads a failure
 
     def begin(self, seed: int) -> None:
@@ -80,8 +86,8 @@ class World:
         job = queued_job(self.repository, num_shards=num_shards, rows=rows, max_shard_attempts=tries)
         self.job_id = job.id
         self.shards = tuple(self.repository.shards(job.id))
-        self.manifest = None
-        for things in (self.queue, self.files, self.late, self.claims, self.log):
+        self.manifest, self.reopenings, self.serial = None, 0, 0
+        for things in (self.queue, self.files, self.rotten, self.late, self.claims, self.log):
             things.clear()  # type: ignore[attr-defined]
 
     def ask(self, network: Network, move: Callable[[], T]) -> Iterator[None]:

@@ -13,7 +13,7 @@ from typing import Any
 from storage.errors import Fenced
 from storage.records import Beat, Claim, Hint, JobId, Piece, RunStats, Segment, Shard, ShardId
 from storage.states import JOB_RUNNABLE, QUARANTINE_CRASHES, SHARD_WAITING, JobState, Outcome, ShardState
-from tests.memory.jobs import MemoryJobs
+from tests.memory.damage import MemoryDamage
 from tests.memory.rows import STATUSES, ShardRow, cancel, end_attempt, finalize_if_last
 
 ABANDONED = (
@@ -27,7 +27,7 @@ def _order(shard: ShardRow) -> tuple[bool, int, int]:
     return shard.is_suspect, shard.job_id, shard.row_lo
 
 
-class MemoryRepository(MemoryJobs):
+class MemoryRepository(MemoryDamage):
     """The same methods as Repository. `now` is the database's clock."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
@@ -59,8 +59,19 @@ class MemoryRepository(MemoryJobs):
             for shard in sorted(chosen, key=_order)
         ]
 
-    def claim_shard(self, shard_id: ShardId, owner: str, lease_seconds: float, *, alone: bool = False) -> Claim | None:
+    def claim_shard(
+        self,
+        shard_id: ShardId,
+        owner: str,
+        lease_seconds: float,
+        *,
+        alone: bool = False,
+        claim_id: str | None = None,
+    ) -> Claim | None:
         shard, now = self._shards.get(shard_id), self._now()
+        if shard is not None and shard.state is ShardState.RUNNING and claim_id and shard.claim_id == claim_id:
+            shard.lease_until = now + lease_seconds
+            return Claim(shard=shard.record(), job=self.get_job(shard.job_id))
         if shard is None or shard.job.state not in JOB_RUNNABLE or (shard.is_suspect and not alone):
             return None
         taken = shard.state is ShardState.RUNNING
@@ -75,6 +86,7 @@ class MemoryRepository(MemoryJobs):
             end_attempt(shard, Outcome.CRASHED, now)
         shard.state, shard.lease_owner, shard.lease_until = ShardState.RUNNING, owner, now + lease_seconds
         shard.epoch += 1
+        shard.claim_id = claim_id
         shard.attempts += 1
         shard.outcomes[shard.epoch], shard.begun[shard.epoch] = None, (owner, now)
         if shard.job.state is JobState.QUEUED:
@@ -159,16 +171,7 @@ class MemoryRepository(MemoryJobs):
         if not self._must_be_divided(parent) or parent.epoch != epoch:
             return False
         parent.state, job = ShardState.SPLIT, parent.job
-        highest = max(shard.idx for shard in job.shards)
-        for number, piece in enumerate(pieces, start=1):
-            cost = parent.cost_tokens * piece.num_outputs // parent.num_outputs
-            new = ShardId(len(self._shards) + 1)
-            shard = ShardRow(job, new, job.id, highest + number, piece.row_lo, piece.row_hi, cost, piece.num_outputs)
-            shard.parent_id = shard_id
-            shard.plan_idx = parent.idx if parent.plan_idx is None else parent.plan_idx
-            self._shards[new] = shard
-            job.shards.append(shard)
-        job.shards.sort(key=lambda shard: (shard.row_lo, shard.id))
+        self._add_parts(parent, pieces, ShardState.READY)
         finalize_if_last(job)
         return True
 
@@ -200,8 +203,8 @@ class MemoryRepository(MemoryJobs):
         finalize_if_last(shard.job)
 
     def _bury(self, shard: ShardRow, reason: str) -> None:
-        shard.state, shard.dead = ShardState.DEAD, reason
-        shard.job.counts["errored"] += shard.num_outputs - shard.sealed
+        shard.state, shard.dead, shard.dead_outputs = ShardState.DEAD, reason, shard.num_outputs - shard.sealed
+        shard.job.counts["errored"] += shard.dead_outputs
 
     def _must_be_divided(self, shard: ShardRow) -> bool:
         return shard.state is ShardState.READY and shard.crashed_alone and shard.job.state in JOB_RUNNABLE

@@ -66,7 +66,11 @@ class ShardRow:
     parent_id: ShardId | None = None
     plan_idx: int | None = None
     generation: int = 1
+    claim_id: str | None = None  # of the last epoch
+    reopenings: int = 0
+    reopened_under: int = 0  # the epoch of its job
     dead: str | None = None  # the reason of its dead rows
+    dead_outputs: int = 0
     segments: list[Segment] = field(default_factory=list)
     outcomes: dict[int, Outcome | None] = field(default_factory=dict)  # of each epoch
     begun: dict[int, tuple[str, float]] = field(default_factory=dict)  # the worker of each epoch, and since when

@@ -4,6 +4,17 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conformance.damage import (  # noqa: F401
+    test_a_committed_shard_whose_file_is_damaged_is_merged_again_from_its_segments,
+    test_a_reopening_whose_answer_was_lost_can_be_repeated,
+    test_a_row_that_was_given_up_alone_runs_alone_once_more,
+    test_a_running_attempt_drops_what_an_earlier_one_has_sealed,
+    test_lost_rows_of_a_split_shard_become_a_part_of_their_own,
+    test_nothing_of_a_cancelled_job_runs_again,
+    test_only_the_present_finaliser_may_reopen,
+    test_rows_that_a_stopped_job_gave_up_stay_given_up,
+    test_rows_that_were_given_up_run_again_with_those_that_were_lost,
+)
 from tests.conformance.jobs import (  # noqa: F401
     test_a_cancel_stops_waiting_shards_and_flags_running_ones,
     test_a_cancelled_job_keeps_what_was_finished_and_counts_the_rest,
@@ -32,6 +43,8 @@ from tests.conformance.shards import (  # noqa: F401
     test_a_claim_never_takes_an_expired_lease_whose_crash_makes_the_shard_suspected,
     test_a_claim_starts_an_attempt_and_the_job,
     test_a_claim_that_takes_an_expired_lease_counts_the_crash,
+    test_a_claim_that_was_taken_over_meanwhile_is_not_given_again,
+    test_a_claim_whose_answer_was_lost_is_given_again_and_counts_once,
     test_a_failed_attempt_counts_and_the_last_one_gives_the_shard_up,
     test_a_forged_hint_is_dropped,
     test_a_heartbeat_tells_what_is_still_held,

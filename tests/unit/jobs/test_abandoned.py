@@ -10,9 +10,9 @@ from storage.states import JobState
 from tests.unit.jobs.desk import Desk, killed_while_planning
 
 
-def planned_by_reconciler(desk: Desk, *, told_to_stop: bool = False) -> Job:
+def planned_by_reconciler(desk: Desk, *, told_to_stop: bool = False, **changes: float) -> Job:
     """The newest job after one look of a reconciler whose patience with young jobs is over."""
-    settings = desk.settings.model_copy(update={"lease_seconds": 0.0})
+    settings = desk.settings.model_copy(update={"lease_seconds": 0.0, **changes})
     abandoned = AbandonedJobs(settings, desk.repository, "reconciler")
     if told_to_stop:
         abandoned.stop()
@@ -75,3 +75,27 @@ def test_a_reconciler_that_was_overtaken_changes_nothing(desk: Desk, monkeypatch
     monkeypatch.setattr(freezing, "make_plan", overtaken)
 
     assert planned_by_reconciler(desk).state == JobState.QUEUED
+
+
+def test_a_job_whose_input_is_not_to_be_seen_waits_and_says_so_and_is_planned_when_it_is_back(desk: Desk) -> None:
+    killed_while_planning(desk, lease_seconds=0)
+    elsewhere = desk.input.rename(desk.input.with_name("unmounted"))
+
+    waiting = planned_by_reconciler(desk)
+
+    assert waiting.state == JobState.VALIDATING
+    assert "cannot see what the job needs" in str(waiting.error)
+    assert str(desk.input) in str(waiting.error)
+    elsewhere.rename(desk.input)
+    job = planned_by_reconciler(desk)
+    assert (job.state, job.error) == (JobState.QUEUED, None)
+
+
+def test_a_job_whose_input_is_not_seen_for_too_long_fails_with_the_reason(desk: Desk) -> None:
+    killed_while_planning(desk, lease_seconds=0)
+    desk.input.unlink()
+
+    job = planned_by_reconciler(desk, input_wait_seconds=0)
+
+    assert job.state == JobState.FAILED
+    assert str(desk.input) in str(job.error)

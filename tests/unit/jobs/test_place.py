@@ -49,6 +49,20 @@ def test_a_setting_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch,
         place.find()
 
 
+def test_a_database_is_not_there_before_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, seen = place.find(), []
+    upgrade = migrate.upgrade
+
+    def watched(url: str) -> None:
+        upgrade(url)
+        seen.append(found.is_new)
+
+    monkeypatch.setattr(migrate, "upgrade", watched)
+
+    with found.repository():
+        assert seen == [True]
+
+
 def test_the_first_command_of_a_machine_makes_the_database() -> None:
     found = place.find()
     assert found.is_new

@@ -14,6 +14,7 @@ from jobs.reconciler import Reconciler
 from jobs.settings import Settings
 from storage import layout
 from storage.errors import DatabaseDown, Fenced, FileDamaged
+from storage.parquet.damage import FilesDamaged
 from storage.states import JobState
 
 
@@ -68,6 +69,9 @@ class FakeSql:
     def complete_job(self, job_id: int, epoch: int, sha256: str, cause: str | None) -> SimpleNamespace:
         self.asked.append(f"complete {job_id} {epoch} {sha256} {cause}")
         return SimpleNamespace(state="completed")
+
+    def reopen_shards(self, job_id: int, epoch: int, damages: list[str]) -> None:
+        self.asked.append(f"reopen {job_id} {epoch} {damages}")
 
     def fail_job(self, job_id: int, epoch: int, error: str) -> None:
         if self.fences_failures:
@@ -130,6 +134,33 @@ def test_a_job_that_cannot_be_published_fails_with_the_reason(published: list[ob
 
     assert sql.asked[-1].startswith("fail 7 3 its output could not be published")
     assert dispatcher.fills == 1
+
+
+def test_a_job_of_which_files_are_damaged_is_not_published_but_runs_on(
+    published: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql = FakeSql()
+    published.append(FilesDamaged({"shard-00003.parquet": "shard-00003.parquet is missing"}))
+    monkeypatch.setattr(module, "find_damages", lambda repository, job, files, limit: list(files))
+
+    reconciler(sql, FakeDispatcher()).tick()
+
+    assert sql.asked == ["expire", "reopen 7 3 ['shard-00003.parquet']"]
+
+
+def test_a_job_of_which_files_are_damaged_too_often_fails_with_the_reason(
+    published: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hopeless(repository: object, job: object, files: object, limit: int) -> list[object]:
+        raise FileDamaged(f"found damaged {limit} times before")
+
+    sql = FakeSql()
+    published.append(FilesDamaged({"shard-00003.parquet": "shard-00003.parquet is missing"}))
+    monkeypatch.setattr(module, "find_damages", hopeless)
+
+    reconciler(sql, FakeDispatcher()).tick()
+
+    assert sql.asked == ["expire", "fail 7 3 its output could not be published: found damaged 3 times before"]
 
 
 def test_a_disk_that_fails_is_tried_again_and_ends_the_job_only_after_several_tries(published: list[object]) -> None:

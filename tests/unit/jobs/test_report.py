@@ -84,7 +84,7 @@ def test_statistics_have_exactly_the_promised_names(make_job: MakeJob) -> None:
     told = report.statistics(make_job(), stats)
 
     names = (
-        "job rows prompt_tokens planned_cached_tokens cached_tokens computed_tokens lower_bound_tokens "
+        "job generations rows prompt_tokens planned_cached_tokens cached_tokens computed_tokens lower_bound_tokens "
         "computed_over_bound completion_tokens forked_tokens recomputed_tokens "
         "wasted_tokens engine_seconds tokens_per_second hit_rate limited_by groups"
     )

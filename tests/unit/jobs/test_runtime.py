@@ -3,6 +3,8 @@ from __future__ import annotations
 import threading
 from types import SimpleNamespace
 
+import pytest
+
 from jobs.gate import Gate
 from jobs.restarts import EXIT_ENGINE_DEAD
 from jobs.runtime import Runtime, Watchdog
@@ -35,6 +37,7 @@ class Bench:
         self.engine = FakeEngine()
         self.gate = Gate(slots=4, target=10)
         self.said: list[str] = []
+        self.broker_answers = True
         self.leases = SimpleNamespace(
             say=self.said.append, beat=lambda: self.said.append("beat"), replaced=None, drain_requested=False
         )
@@ -44,7 +47,7 @@ class Bench:
             gate=self.gate,
             leases=self.leases,
             disk=self.disk,
-            settings=Settings(idle_exit_seconds=10, stop_seconds=5, engine_stall_seconds=100),
+            settings=Settings(idle_exit_seconds=10, stop_seconds=5, engine_stall_seconds=100, loop_stall_seconds=100),
             stopping=threading.Event(),
         )
         self.runtime = Runtime(tools)  # type: ignore[arg-type]
@@ -56,6 +59,7 @@ class Bench:
             stop=lambda: self.stops.append(True),
             nobody_waits=None if nobody_waits is None else lambda: nobody_waits,
             exit_now=self.exits.append,
+            broker_answers=lambda: self.broker_answers,
             monotonic=self.clock,
         )
 
@@ -85,6 +89,23 @@ def test_an_engine_with_rows_and_no_step_for_too_long_is_dead_and_an_idle_one_is
     bench.watchdog.look()
 
     assert bench.exits == [EXIT_ENGINE_DEAD]
+
+
+def test_an_event_loop_that_hangs_ends_the_process_unless_it_waits_for_the_broker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    bench.runtime.tick()
+    monkeypatch.setattr(Runtime, "loop_age", 101.0)
+    bench.broker_answers = False
+    bench.watchdog.look()
+    assert bench.exits == []
+
+    bench.broker_answers = True
+    bench.watchdog.look()
+
+    assert bench.exits == [EXIT_ENGINE_DEAD]
+    assert bench.runtime.tools.stopping.is_set()
 
 
 def test_an_orderly_stop_that_takes_too_long_ends_by_force() -> None:

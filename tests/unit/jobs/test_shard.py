@@ -97,6 +97,23 @@ def test_an_attempt_that_lost_its_lease_is_fenced_and_its_epoch_leaves_no_shard_
     assert bench.shard.state is ShardState.READY
 
 
+def test_a_claim_whose_answer_was_lost_is_still_ours(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository, lost = bench.tools.repository, [True]
+    claim = repository.claim_shard
+
+    def losing(*arguments: object, **named: object) -> object:
+        found = claim(*arguments, **named)  # type: ignore[arg-type]
+        if lost:
+            lost.pop()
+            raise DatabaseDown("the answer was lost")
+        return found
+
+    monkeypatch.setattr(repository, "claim_shard", losing)
+
+    assert bench.run().ending is Ending.DONE
+    assert (bench.shard.attempts, bench.shard.crashes) == (1, 0)
+
+
 def test_a_failure_is_recorded_before_it_is_told(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise OSError(5, "the disk is broken")

@@ -113,3 +113,18 @@ def test_values_of_a_failed_statement_are_hidden(url: str) -> None:
 
 
 PRAGMAS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
+
+
+def test_a_full_disk_is_told_and_leaves_what_was_there(url: str) -> None:
+    database = Database(url)
+    with database.write() as conn:
+        pages = conn.exec_driver_sql("PRAGMA page_count").scalar_one()
+        conn.exec_driver_sql(f"PRAGMA max_page_count = {pages + 2}")
+
+    with pytest.raises(DatabaseDown, match=r"disk of the database .* is full; make room"), database.write() as conn:
+        conn.exec_driver_sql("CREATE TABLE large AS SELECT zeroblob(100000)")
+
+    with database.read() as conn:
+        assert conn.exec_driver_sql("PRAGMA integrity_check").scalar_one() == "ok"
+        assert conn.exec_driver_sql("SELECT count(*) FROM sqlite_master WHERE name = 'large'").scalar_one() == 0
+    database.close()

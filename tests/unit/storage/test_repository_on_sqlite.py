@@ -12,6 +12,7 @@ from storage import migrate
 from storage.repository import Repository
 from tests.conformance.control import *  # noqa: F403
 from tests.conformance.crew import *  # noqa: F403
+from tests.conformance.damage import *  # noqa: F403
 from tests.conformance.deadlines import *  # noqa: F403
 from tests.conformance.history import *  # noqa: F403
 from tests.conformance.jobs import *  # noqa: F403

@@ -40,7 +40,7 @@ def test_the_table_holds_planned_against_cached_and_each_limit_the_largest_first
         prompt_tokens=5000, planned_tokens=3400, cached_tokens=3000, computed_tokens=2000, limited_by=limits
     )
     told = report.statistics(make_job(plan=PLAN, rows_succeeded=100), stats)
-    monkeypatch.setattr(client, "stats", lambda repository, job: told)
+    monkeypatch.setattr(client, "stats", lambda repository, job, generation: told)
 
     inspect.stats(7)
 
@@ -58,7 +58,7 @@ def test_the_table_holds_planned_against_cached_and_each_limit_the_largest_first
 def test_nothing_that_limited_is_no_table(
     make_job: MakeJob, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(client, "stats", lambda repository, job: report.statistics(make_job(), RunStats()))
+    monkeypatch.setattr(client, "stats", lambda repository, job, generation: report.statistics(make_job(), RunStats()))
 
     inspect.stats(7)
 

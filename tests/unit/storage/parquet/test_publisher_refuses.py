@@ -5,8 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from storage.errors import FileDamaged
-from storage.parquet.publisher import ShardDamaged, publish
+from storage.errors import Fenced, FileDamaged
+from storage.parquet import publisher
+from storage.parquet.damage import FilesDamaged
+from storage.parquet.publisher import publish
+from storage.parquet.sealed import read_sealed
 from tests.unit.storage.parquet.samples import make_job, published_files
 
 ORDER = random.Random(1).sample(range(40), 40)
@@ -26,22 +29,53 @@ def job(tmp_path):
     ],
     ids=["missing", "cut", "changed"],
 )
-def test_a_damaged_shard_file_names_its_shard_and_publishes_nothing(job, damage, words):
+def test_damaged_shard_files_are_all_named_and_nothing_is_published(job, damage, words):
     files = job.run()
     damage(job.out / files[3].key)
+    damage(job.out / files[1].key)
 
-    with pytest.raises(ShardDamaged, match=words) as caught:
+    with pytest.raises(FilesDamaged, match=words) as caught:
         publish(job.out, job.publish_job(), files)
 
-    assert caught.value.shard_idx == 3
+    assert caught.value.files.keys() == {files[1].key, files[3].key}
     assert published_files(job.out) == {}
 
 
-def test_a_wrong_row_count_names_the_shard(job):
+def test_a_file_that_rots_after_it_was_looked_at_is_named(job, monkeypatch):
+    files = job.run()
+
+    def rotting(path):
+        if path.name.startswith("shard-00002"):
+            path.write_bytes(path.read_bytes()[:-100])
+        return read_sealed(path)
+
+    monkeypatch.setattr(publisher, "read_sealed", rotting)
+
+    with pytest.raises(FilesDamaged) as caught:
+        publish(job.out, job.publish_job(), files)
+
+    assert caught.value.files.keys() == {files[2].key}
+    assert published_files(job.out) == {}
+
+
+def test_a_publisher_that_slept_while_rows_ran_again_does_not_publish_the_old_ones(job):
+    files = job.run()
+    publish(job.out, job.publish_job(), files)
+    again = publish(job.out, job.publish_job(reopenings=1, epoch=3), [*files[1:], job.run_shard(0, epoch=2)])
+    manifest = published_files(job.out)["manifest.json"]
+
+    with pytest.raises(Fenced, match="have run again since"):
+        publish(job.out, job.publish_job(epoch=2), files)
+
+    assert published_files(job.out)["manifest.json"] == manifest
+    assert publish(job.out, job.publish_job(reopenings=1, epoch=4), files) == again
+
+
+def test_a_wrong_row_count_is_damage(job):
     files = job.run()
     files[0] = replace(files[0], rows=6)
 
-    with pytest.raises(ShardDamaged, match="has 7 rows, not the recorded 6"):
+    with pytest.raises(FilesDamaged, match="has 7 rows, not the recorded 6"):
         publish(job.out, job.publish_job(), files)
 
 
