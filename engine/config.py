@@ -14,8 +14,8 @@ class EngineConfig:
     device: str = "cpu"
     dtype: str = "float32"  # float32, bfloat16, float16 or auto (the checkpoint's own)
     block_size: int = 16
-    max_batch_tokens: int = 512  # token budget of one step
-    max_sequences: int = 64  # sequences running at once: the batch target
+    max_batch_tokens: int = 1024  # token budget of one step
+    max_sequences: int = 128  # sequences running at once: the batch target
     cache_bytes: int | None = None
     num_blocks: int | None = None  # blocks per layer group; overrides cache_bytes (tests, ablation)
     num_state_slots: int | None = None  # slot 0 included; None: one for each of max_sequences, if memory allows

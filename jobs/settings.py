@@ -75,8 +75,8 @@ class Settings(BaseSettings):
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     block_size: int = 16
-    max_batch_tokens: int = 512
-    max_sequences: int = 64
+    max_batch_tokens: int = 1024
+    max_sequences: int = 128
     cache_bytes: int | None = None
     request_timeout_seconds: float | None = None  # for which one row may run in the engine; None: for ever
     threads: int | None = None
