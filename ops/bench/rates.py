@@ -30,6 +30,7 @@ ROWS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 BRIEF_ROWS = (32, 128, 512)
 HEAD_ROWS = 256  # a step samples no more rows
 HEAD_COLUMNS = 32_768  # above this a product is an output projection
+TILE_COLUMNS = 16_384  # a result that stays in the cache costs no page faults
 SEQUENCES = 64
 CONTEXTS = (128, 512, 1024)
 BLOCK = 16
@@ -50,6 +51,7 @@ def product_rates(product: Product, rows: tuple[int, ...], at_least: float) -> l
     """The best way for each number of rows, in GFLOP/s."""
     weight = torch.randn(product.outputs, product.inputs)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
+    tiles = [torch.ops.mkldnn._reorder_linear_weight(part, 32) for part in weight.split(TILE_COLUMNS)]
     found = []
     for count in rows:
         if product.outputs >= HEAD_COLUMNS and count > HEAD_ROWS:
@@ -60,6 +62,10 @@ def product_rates(product: Product, rows: tuple[int, ...], at_least: float) -> l
             "plain": lambda batch=batch, out=out: torch.mm(batch, weight.t(), out=out),
             "packed": lambda batch=batch: torch.ops.mkldnn._linear_pointwise(batch, packed, None, "none", [], ""),
         }
+        if product.outputs >= HEAD_COLUMNS:
+            ways["packed tiles"] = lambda batch=batch: [
+                torch.ops.mkldnn._linear_pointwise(batch, tile, None, "none", [], "") for tile in tiles
+            ]
         rates = {name: 2 * count * weight.numel() / seconds_of(run, at_least) / 1e9 for name, run in ways.items()}
         best = max(rates, key=lambda name: rates[name])
         found.append({"rows": count, "gflop_s": round(rates[best], 2), "by": best})

@@ -79,6 +79,9 @@ def conditions(engines: set[str]) -> Conditions:
 def run_first_tokens(models: list[str], rounds: int, threads: int, results: Path) -> None:
     """Rounds that the results file has of this engine tree and processor are not run again."""
     here = {"kind": "first-token", "cpu": cpu_model(), "engine_tree": engine_tree(), "threads": threads}
+    for model in models:
+        provide(model)
+    results.parent.mkdir(parents=True, exist_ok=True)
     has = [(line["model"], line["round"]) for line in read_lines(results) if here.items() <= line.items()]
     for number, model in ((number, model) for number in range(rounds) for model in models):
         if (model, number) not in has:
@@ -91,7 +94,8 @@ def run_missing(cells: list[Cell], results: Path, *, brief: bool = False) -> lis
     """Every line of the file after the cells that it lacks were run."""
     prepare(cells)
     results.parent.mkdir(parents=True, exist_ok=True)
-    add_limits([cell for cell in cells if cell.model in DEMO_MODELS and not cell.options], results, brief=brief)
+    if dense := [cell for cell in cells if cell.model in DEMO_MODELS and not cell.options]:
+        add_limits(dense, results, brief=brief)
     left = missing(cells, read_lines(results), conditions({cell.engine for cell in cells}))
     for number, cell in enumerate(left, 1):
         line = _run(command(cell), results)

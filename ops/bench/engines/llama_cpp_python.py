@@ -17,6 +17,8 @@ class Session:
     """One model and context of `num_parallel` sequences. Greedy only."""
 
     def __init__(self, setup: Setup, num_parallel: int) -> None:
+        self._quiet = api.llama_log_callback(lambda level, text, data: None)  # llama.cpp keeps no reference to it
+        api.llama_log_set(self._quiet, ctypes.c_void_p(0))
         api.llama_backend_init()
         self._model = api.llama_model_load_from_file(str(setup.gguf).encode(), api.llama_model_default_params())
         params = api.llama_context_default_params()
@@ -66,8 +68,6 @@ class Session:
 def llama_cpp(setup: Setup) -> Batch:
     """As many rows at once as `num_parallel` says; more follow in groups."""
     num_parallel = int(setup.options.get("num_parallel", 32))
-    quiet = api.llama_log_callback(lambda level, text, data: None)
-    api.llama_log_set(quiet, ctypes.c_void_p(0))
     session = Session(setup, num_parallel)
 
     def complete(work: Work) -> Outcome:
@@ -78,7 +78,7 @@ def llama_cpp(setup: Setup) -> Batch:
         for begin in range(0, len(work.prompts), num_parallel):
             outputs += session.complete(work.prompts[begin : begin + num_parallel], work.new_tokens)
         seconds, cpu_seconds = clock.read()
-        detail = {"num_parallel": num_parallel, "keep": repr(quiet is not None)}
+        detail = {"num_parallel": num_parallel}
         return Outcome(outputs=outputs, seconds=seconds, cpu_seconds=cpu_seconds, cached_tokens=0, detail=detail)
 
     return complete

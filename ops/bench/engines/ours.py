@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
+
 from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.loop import Engine
 from engine.model.runner import ModelRunner, PagedLayers
 from engine.request import Completion, Request, SamplingParams
 from engine.stats import EngineTotals
+from jobs.junctions import row_plans
 from ops.bench.split import Stopwatch, occupancy, split_of
 from ops.bench.work import Batch, Clock, Outcome, Setup, Work
 
@@ -27,7 +30,7 @@ def nightmill(setup: Setup) -> Batch:
     engine.start()
 
     def complete(work: Work) -> Outcome:
-        requests = [_request(work, row) for row in range(len(work.prompts))]
+        requests = _requests(work)
         done: dict[tuple[str, int], Completion] = {}
         ends: list[float] = []
         before = engine.totals()
@@ -79,12 +82,24 @@ def _split(stopwatch: Stopwatch, before: EngineTotals, after: EngineTotals, seco
     return split_of(seconds, schedule, run, update, stopwatch.read())
 
 
-def _request(work: Work, row: int) -> Request:
-    sampling = SamplingParams(
-        max_tokens=work.new_tokens,
-        ignore_eos=True,
-        num_samples=work.num_samples,
-        temperature=work.temperature,
-        seed=row,
-    )
-    return Request(request_id=str(row), job=JOB, prompt=work.prompts[row], sampling=sampling)
+def _requests(work: Work) -> list[Request]:
+    """In the given order, with what a shard's rows know of each other: states are kept where prompts part."""
+    lengths = np.array([len(prompt) for prompt in work.prompts])
+    plans = row_plans(np.concatenate(work.prompts), np.cumsum(lengths) - lengths, lengths)
+    return [
+        Request(
+            request_id=str(row),
+            job=JOB,
+            prompt=prompt,
+            sampling=SamplingParams(
+                max_tokens=work.new_tokens,
+                ignore_eos=True,
+                num_samples=work.num_samples,
+                temperature=work.temperature,
+                seed=row,
+            ),
+            junctions=plan.junctions,
+            planned_tokens=plan.planned_tokens,
+        )
+        for row, (prompt, plan) in enumerate(zip(work.prompts, plans, strict=True))
+    ]
