@@ -13,6 +13,7 @@ C8 time          the job has ended within its time
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -156,15 +157,23 @@ def _leftovers(findings: Findings, repository: Repository, job_id: JobId, out: P
     for shard in repository.shards(job_id):
         findings.expect("C5", shard.state in ENDS, f"shard {shard.id} is {shard.state}")
         findings.expect("C5", shard.lease_owner is None, f"shard {shard.id} is leased to {shard.lease_owner}")
-    deadline = time.monotonic() + SWEEP_SECONDS  # the sweep comes after the job's end
-    while (out / layout.INPROGRESS).exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    _wait_for_sweep(out / layout.INPROGRESS)
     manifest = json.loads((out / layout.MANIFEST).read_text())
     listed = {part["path"] for kind in ("parts", "metrics", "errors") for part in manifest[kind]}
     for path in sorted(path for path in out.rglob("*") if path.is_file()):
         name = path.relative_to(out)
         known = str(name) in listed or (not name.is_relative_to(layout.DATA) and any(map(name.match, KNOWN)))
         findings.expect("C5", known, f"{name} is listed nowhere")
+
+
+def _wait_for_sweep(folder: Path) -> None:
+    """It comes after the job's end, and takes a while with a thousand shards: until it makes no progress any more."""
+    left, until = -1, 0.0
+    while folder.exists() and (left < 0 or time.monotonic() < until):
+        found = sum(len(files) for _, _, files in os.walk(folder))
+        if found != left:
+            left, until = found, time.monotonic() + SWEEP_SECONDS
+        time.sleep(0.02)
 
 
 def _epochs(findings: Findings, repository: Repository, job_id: JobId) -> None:
