@@ -77,6 +77,7 @@ def real_engine(model_dir: Path, settings: Settings) -> ServingEngine:
         max_batch_tokens=settings.max_batch_tokens,
         max_sequences=settings.max_sequences,
         cache_bytes=settings.cache_bytes,
+        max_model_len=settings.max_model_len,
         allow_block_sharing=settings.block_sharing,
         use_prefix_sharing=settings.prefix_sharing,
         request_timeout_seconds=settings.request_timeout_seconds,

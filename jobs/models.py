@@ -32,12 +32,14 @@ class ResolvedModel:
     ref: ModelRef
 
 
-def resolve_model(source: str, revision: str | None, home: Path, *, dtype: str = "float32") -> ResolvedModel:
+def resolve_model(
+    source: str, revision: str | None, home: Path, *, dtype: str = "float32", max_model_len: int | None = None
+) -> ResolvedModel:
     """A local directory, a GGUF file or a Hub id, in this order. Downloads or converts if need be.
 
     Raises ModelUnknown.
     """
-    ref = named_model(source, revision, dtype)
+    ref = named_model(source, revision, dtype, max_model_len)
     return ResolvedModel(model_files(ref, home), ref)
 
 
@@ -58,18 +60,24 @@ def model_files(ref: ModelRef, home: Path) -> Path:
     return converted(path, home)
 
 
-def named_model(source: str, revision: str | None, dtype: str) -> ModelRef:
+def named_model(source: str, revision: str | None, dtype: str, max_model_len: int | None = None) -> ModelRef:
     """What SQL and queue call a model, also when its files are not here: a path is absolute and has no revision."""
     path = Path(source).expanduser()
     if path.is_dir() or path.suffix.lower() == ".gguf" or source.startswith((".", "/", "~")):
-        return model_ref(str(path.resolve()), None, dtype)
-    return model_ref(source, revision, dtype)
+        return model_ref(str(path.resolve()), None, dtype, max_model_len)
+    return model_ref(source, revision, dtype, max_model_len)
 
 
-def model_ref(source: str, revision: str | None, dtype: str) -> ModelRef:
+def model_ref(source: str, revision: str | None, dtype: str, max_model_len: int | None = None) -> ModelRef:
     """`key` is a hash of everything that makes two workers' engines different."""
-    text = "\0".join([source, revision or "", dtype])
+    limit = [] if max_model_len is None else [str(max_model_len)]
+    text = "\0".join([source, revision or "", dtype, *limit])
     return ModelRef(source=source, revision=revision, dtype=dtype, key=hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def takes(ref: ModelRef, max_model_len: int | None) -> bool:
+    """Was a job of this model planned for this limit? Its key tells; no other field does."""
+    return ref.key == model_ref(ref.source, ref.revision, ref.dtype, max_model_len).key
 
 
 def converted(gguf: Path, home: Path) -> Path:

@@ -42,8 +42,9 @@ class PromptEncoder:
     eos_token_ids: frozenset[int]
 
     @staticmethod
-    def open(model_dir: Path) -> PromptEncoder:
-        """Raises InputInvalid (`model`) when the directory has no usable tokenizer or configuration."""
+    def open(model_dir: Path, max_model_len: int | None = None) -> PromptEncoder:
+        """`max_model_len`: a lower limit than the model's own. Raises InputInvalid (`model`) when it is a higher one,
+        or when the directory has no usable tokenizer or configuration."""
         # Without this, tokenizers warns in each forked child that it goes on in one thread.
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
         config = _read_json(model_dir / "config.json")
@@ -60,7 +61,7 @@ class PromptEncoder:
             template_sha256=None if source is None else hashlib.sha256(source.encode()).hexdigest(),
             tokenizer_sha256=hashlib.sha256((model_dir / "tokenizer.json").read_bytes()).hexdigest(),
             vocab_size=int(text_config.get("vocab_size") or tokenizer.get_vocab_size()),
-            max_model_len=text_config.get("max_position_embeddings"),
+            max_model_len=_limit(model_dir, text_config.get("max_position_embeddings"), max_model_len),
             eos_token_ids=frozenset([eos] if isinstance(eos, int) else eos or ()),
         )
 
@@ -88,6 +89,16 @@ class PromptEncoder:
         """The text of these ids, special tokens left out."""
         text: str = self.tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+
+def _limit(model_dir: Path, own: int | None, wanted: int | None) -> int | None:
+    if wanted is not None and own is not None and wanted > own:
+        raise InputInvalid(
+            "model",
+            f"NIGHTMILL_MAX_MODEL_LEN is {wanted}, but {model_dir} takes {own} tokens; set it to {own} at most, or do "
+            "without it",
+        )
+    return own if wanted is None else wanted
 
 
 def _load_tokenizer(model_dir: Path, config: Mapping[str, Any], special_tokens: Mapping[str, str]) -> Tokenizer:

@@ -208,18 +208,19 @@ def missing_processes(job: Job, shards: Sequence[Shard], staff: Staff) -> list[s
     has_work = any(shard.state in SHARD_OPEN for shard in shards)
     if has_work and job.model.key not in staff.models:
         others = f" (live workers serve {', '.join(sorted(set(staff.models.values())))})" if staff.models else ""
-        start = f"start one with `{serving_command(job.model)}`"
+        start = f"start one with `{serving_command(job.model, job.options.get('max_model_len'))}`"
         absent.append(f"no live worker can serve {job.model.source}{others}: {start}")
     if not staff.reconciler:
         absent.append("no reconciler is live, so nothing is published or retried: start `nightmill reconciler`")
     return absent
 
 
-def serving_command(model: ModelRef) -> str:
+def serving_command(model: ModelRef, max_model_len: int | None = None) -> str:
     """The worker that serves this very model. The type is always told: nobody knows the worker's settings here."""
     revision = [] if model.revision is None else ["--model-revision", model.revision]
     words = ["nightmill", "worker", "--model", model.source, *revision, "--dtype", model.dtype]
-    return shlex.join(words)
+    limit = "" if max_model_len is None else f"NIGHTMILL_MAX_MODEL_LEN={max_model_len} "
+    return limit + shlex.join(words)
 
 
 def _time(when: datetime | None) -> str | None:

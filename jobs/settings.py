@@ -78,6 +78,7 @@ class Settings(BaseSettings):
     max_batch_tokens: int = 1024
     max_sequences: int = 128
     cache_bytes: int | None = None
+    max_model_len: int | None = None  # tokens of prompt and output together, below the model's own limit
     request_timeout_seconds: float | None = None  # for which one row may run in the engine; None: for ever
     threads: int | None = None
     block_sharing: bool = True

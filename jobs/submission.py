@@ -27,8 +27,8 @@ from storage.output import Owner
 from storage.parquet.reader import InputFiles, open_input
 from storage.records import Job, ModelRef, NewJob
 
-WIDTH = "max_sequences"
-"""Beside the frozen options: the batch that shards were made for."""
+WIDTH, LIMIT = "max_sequences", "max_model_len"
+"""Beside the frozen options: the batch that shards were made for, and how long a row may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +67,7 @@ class Submission:
             output_uri=str(self.out),
             spec=self.spec | {"job_seed": self.job_seed},  # recorded; it follows from specification and input
             spec_hash=self.spec_hash,
-            options=self.options.frozen() | {WIDTH: self.settings.max_sequences},
+            options=self.options.frozen() | {WIDTH: self.settings.max_sequences, LIMIT: self.settings.max_model_len},
             max_shard_attempts=self.settings.max_shard_attempts,
             deadline_seconds=deadline.seconds,
             deadline_at=deadline.at,
@@ -122,11 +122,8 @@ def check(
     as SQL names it, if it does already. `forced`: see `RowEncoder`. Raises InputInvalid, ModelUnknown."""
     inputs = open_input(options.inputs)
     columns = choose_columns(inputs.schema, options)
-    if model_ref is None:
-        model = resolve_model(options.model, options.model_revision, settings.home, dtype=settings.dtype)
-    else:
-        model = ResolvedModel(model_files(model_ref, settings.home), model_ref)
-    encoder = PromptEncoder.open(model.path)
+    model = _model(options, settings) if model_ref is None else _known_model(model_ref, settings)
+    encoder = PromptEncoder.open(model.path, settings.max_model_len)
     try:
         check_overrides(options.sampling.as_spec(), encoder.vocab_size)
         check_overrides(forced, encoder.vocab_size)
@@ -162,10 +159,24 @@ def check(
     )
 
 
+def _model(options: SubmitOptions, settings: Settings) -> ResolvedModel:
+    return resolve_model(
+        options.model,
+        options.model_revision,
+        settings.home,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len,
+    )
+
+
+def _known_model(ref: ModelRef, settings: Settings) -> ResolvedModel:
+    return ResolvedModel(model_files(ref, settings.home), ref)
+
+
 def submission_of(job: Job, settings: Settings, forced: Mapping[str, Any] = MappingProxyType({})) -> Submission:
     """The submission that a job was made from, out of its record alone. Raises InputInvalid, ModelUnknown."""
     frozen = dict(job.options)
-    settings = settings.model_copy(update={WIDTH: frozen.pop(WIDTH)})
+    settings = settings.model_copy(update={WIDTH: frozen.pop(WIDTH), LIMIT: frozen.pop(LIMIT, None)})
     submission = check(SubmitOptions.thawed(frozen), settings, job.model, forced)
     if submission.inputs.fingerprint != job.input_fingerprint:
         raise InputInvalid("changed", f"the input {job.input_uri} has changed since job {job.id} was submitted")

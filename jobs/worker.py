@@ -25,7 +25,7 @@ from jobs.engines import engine_factory
 from jobs.exits import explain
 from jobs.gate import Gate
 from jobs.leases import LeaseKeeper
-from jobs.models import ModelUnknown, model_files, named_model
+from jobs.models import ModelUnknown, model_files, named_model, takes
 from jobs.monitor.broker import broker_answers
 from jobs.names import cpu_place, machine_mark, worker_name
 from jobs.place import find
@@ -129,7 +129,7 @@ class Worker:
                 tools = Tools(
                     repository=self.repository,
                     engine=engine,
-                    encoder=PromptEncoder.open(path),
+                    encoder=PromptEncoder.open(path, self.settings.max_model_len),
                     leases=self.leases,
                     gate=self.gate,
                     settings=self.settings,
@@ -248,9 +248,8 @@ def _serve(app: NightmillApp, node: str, queues: Sequence[str]) -> int:
 def _wanted(repository: Repository, settings: Settings, model: str | None, revision: str | None) -> ModelRef | None:
     """The model to serve: the one that was named, else the one that waits longest; None when none does."""
     if model is not None:
-        return named_model(model, revision, settings.dtype)
-    waiting: list[tuple[ModelRef, int]] = repository.waiting_models()
-    return waiting[0][0] if waiting else None
+        return named_model(model, revision, settings.dtype, settings.max_model_len)
+    return next((ref for ref, _ in repository.waiting_models() if takes(ref, settings.max_model_len)), None)
 
 
 def _fail_jobs(repository: Repository, settings: Settings, key: str, error: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jobs import models
-from jobs.models import ModelUnknown, converted, model_files, model_ref, named_model, resolve_model
+from jobs.models import ModelUnknown, converted, model_files, model_ref, named_model, resolve_model, takes
 from tests.fakes import make_fake_model
 
 
@@ -109,3 +109,16 @@ def test_a_parallel_conversion_that_ends_first_wins(tmp_path: Path, monkeypatch:
 
     assert (converted(gguf, tmp_path / "home") / "first").exists()
     assert len(list((tmp_path / "home" / "models").iterdir())) == 1
+
+
+def test_a_limit_of_its_own_makes_another_model_of_it(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+
+    own, limited = named_model(str(folder), None, "float32"), named_model(str(folder), None, "float32", 512)
+
+    assert takes(own, None)
+    assert takes(limited, 512)
+    assert not takes(limited, None)
+    assert not takes(limited, 513)
+    assert not takes(own, 512)

@@ -127,3 +127,13 @@ def test_a_stop_that_is_a_special_token_becomes_its_id(tmp_path: Path) -> None:
 
     assert texts == ("the", "\n")
     assert token_ids == (encoder.tokenizer.token_to_id(END),)
+
+
+def test_a_lower_limit_than_the_model_s_own_is_kept_and_a_higher_one_refused(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", context=77)
+
+    encoder = PromptEncoder.open(model, 50)
+
+    assert encoder.max_model_len == 50
+    with pytest.raises(InputInvalid, match=r"NIGHTMILL_MAX_MODEL_LEN is 78, but .* takes 77 tokens"):
+        PromptEncoder.open(model, 78)

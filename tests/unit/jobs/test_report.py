@@ -174,6 +174,14 @@ def test_the_advised_command_starts_a_worker_of_the_job_s_own_queue(model: Model
     assert named_model(flags["--model"], flags.get("--model-revision"), flags["--dtype"]) == model
 
 
+def test_a_job_with_a_limit_of_its_own_asks_for_a_worker_with_the_same() -> None:
+    limited = model_ref("org/m", None, "float32", 512)
+
+    assert report.serving_command(limited, 512).startswith(
+        "NIGHTMILL_MAX_MODEL_LEN=512 nightmill worker --model org/m "
+    )
+
+
 def test_a_worker_that_drains_or_has_gone_serves_nobody(make_job: MakeJob, make_shard: MakeShard) -> None:
     leaving = [replace(worker(), state="draining"), replace(worker(), state="gone")]
 
