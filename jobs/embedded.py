@@ -151,6 +151,8 @@ class EmbeddedOwner:
             raise OwnerMissing(f"the private broker has ended; its log is {self._home / 'broker.log'}. Submit again")
         if self._supervisor is not None and self._supervisor.problem is not None:
             raise OwnerMissing(self._supervisor.problem)
+        if self._reconciler is not None and not self._reconciler.is_alive() and not self._stopping.is_set():
+            raise OwnerMissing("the reconciler has ended by an error, which is in the log above. Submit again")
 
     def stop(self) -> None:
         """Seal the work, stop every child, give the directory back. Idempotent."""

@@ -8,6 +8,7 @@ Each step finds out what an earlier call has done, so a call that was killed any
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from storage.errors import FileDamaged
 from storage.parquet.generations import Generation, listed_file
 from storage.records import Job
 from storage.states import JOB_FINAL, JobState, RowStatus
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +85,13 @@ def settle_run(
         verdict = store.settle(decide, now())
     except FileDamaged as error:
         return _unpublished(job, run_label, run_id, dataset, terms, settings, str(error))
-    store.write_card(partial(card_bytes, dataset.resolve().name))
-    if terms.keep_runs is not None or terms.keep_days is not None:
-        store.retain(_retention(terms), now())
-    _tell(verdict, out, dataset, terms, settings)
+    try:
+        store.write_card(partial(card_bytes, dataset.resolve().name))
+        if terms.keep_runs is not None or terms.keep_days is not None:
+            store.retain(_retention(terms), now())
+        _tell(verdict, out, dataset, terms, settings)
+    except Exception:  # whatever it is: the verdict stands, and readers have the run; the next run does all of it again
+        log.exception("card, retention or webhook failed after the verdict dataset=%s label=%s", dataset, run_label)
     gates = tuple(GateResult.from_dict(gate) for gate in verdict.gates)
     return Settled(published=verdict.accepted, gates=gates, reason=verdict.reason)
 

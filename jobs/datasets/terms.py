@@ -82,6 +82,8 @@ class DatasetTerms:
             return
         if not isinstance(self.webhook_url, str):
             raise ValueError(f"webhook_url is {self.webhook_url!r}; it must be text")
+        if not self.webhook_url.isascii() or any(each.isspace() for each in self.webhook_url):
+            raise ValueError("webhook_url holds a space or a letter beyond ASCII; write it percent-encoded")
         address = urlsplit(self.webhook_url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError("webhook_url must begin with http:// or https:// and name a host")

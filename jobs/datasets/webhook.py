@@ -61,7 +61,7 @@ def send(
     )
     try:
         tries(_post, terms.webhook_url, event, content, secret, patience.webhook_timeout_seconds, clock)
-    except (RetryError, OSError, HTTPException) as error:
+    except (RetryError, OSError, HTTPException, ValueError) as error:  # the last: an address that cannot be one
         cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
         log.error("webhook not taken host=%s event=%s error=%s", host, event, _said(cause))
         return False

@@ -166,6 +166,10 @@ def plan_backfill(
         raise UsageError(f"--to is {last}, which is before --from {first}")
     if declared.only_new and not is_dated_input(declared):
         raise UsageError(f"schedule {name} takes what is new in one input: its next run takes all of it, past or not")
+    if declared.only_new and max_active not in (None, 1):
+        raise UsageError(
+            f"schedule {name} has only_new, so one run must end before the next begins; leave --max-active out"
+        )
     now = _now(repository)
     in_range = islice(cron_of(declared).between(first, last), MOST_DATES + 1)
     slots = [slot for slot in in_range if slot.instant <= now]

@@ -91,9 +91,9 @@ class Settler:
 
     def _end_of(self, run: Run, job: Job, epoch: int) -> _End | None:
         """None: the world was in the way, and may not be next time. Raises DatabaseDown."""
-        schedule = self._repository.schedule_of(run)
+        dataset = Path(job.output_uri).parents[2]  # DATASET/_runs/LABEL/RUN; by now the schedule may name another
         try:
-            settled = self._settle(job, run.label, str(run.run_id), Path(schedule.declared.dataset), self._terms(run))
+            settled = self._settle(job, run.label, str(run.run_id), dataset, self._terms(run))
         except (OSError, StorageError) as error:
             log.warning("settling failed schedule=%s label=%s error=%s", run.schedule, run.label, error)
             if epoch < self._settings.max_shard_attempts:

@@ -89,11 +89,17 @@ class Ticker:
             own = [run for run in pending if run.schedule_id == schedule_id]
             active = self._repository.active_runs(schedule_id)
             if schedule.declared.overlap == "cancel_previous":
-                own = self._make_way(schedule, own, active)
+                try:
+                    own = self._make_way(schedule, own, active)
+                except DatabaseDown:
+                    raise
+                except Exception:  # a mistake of ours in one schedule
+                    log.exception("start failed schedule=%s", schedule.name)
+                    continue
             taken = Counter(run.backfill is None or schedule.declared.only_new for run in active)
             for run in own:
                 kind = run.backfill is None or schedule.declared.only_new
-                if taken[kind] >= run.max_active:
+                if taken[kind] >= (1 if schedule.declared.only_new else run.max_active):
                     continue
                 try:
                     taken[kind] += self._start(schedule, run, now)

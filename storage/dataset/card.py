@@ -9,6 +9,9 @@ from types import MappingProxyType
 from storage.dataset.current import Current, CurrentRun
 from storage.dataset.verdicts import Verdict
 
+MARK = "`current.json` names the run that counts for each label"
+"""In every card, so that no other README is taken for one."""
+
 SHOWN_RUNS = 100
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
@@ -43,7 +46,7 @@ def card_bytes(name: str, current: Current, verdicts: Sequence[Verdict]) -> byte
         *_front_matter(name, current.runs, rows),
         f"# {name}",
         "",
-        f"{rows} rows of {len(current.runs)} runs. `current.json` names the run that counts for each label;"
+        f"{rows} rows of {len(current.runs)} runs. {MARK};"
         " a folder below `_runs` that it does not name is not part of the data set.",
         "",
         "Each of these, run in this folder, reads all of it as one table, the label of each row in the column `dt`:",

@@ -6,6 +6,7 @@ Each move can be repeated after a crash and by several processes; who comes late
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -20,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from storage import failpoints, layout
 from storage.dataset import names
+from storage.dataset.card import MARK
 from storage.dataset.current import Current, CurrentRun, read_current
 from storage.dataset.retention import Retention
 from storage.dataset.verdicts import Verdict, read_verdict, verdicts
@@ -27,6 +29,8 @@ from storage.durable import create_exclusive, make_folder, sha256_file, sync_fol
 from storage.errors import DatasetBusy, FileDamaged, NoSuchDataset
 from storage.parquet.generations import Generation, listed_file
 from storage.parquet.manifest import newest_generation
+
+log = logging.getLogger(__name__)
 
 LOCK_SECONDS = 60.0  # what is done under the lock are a few small files
 
@@ -101,7 +105,10 @@ class DatasetStore:
         with self._locked():
             content = make(self.current(), list(verdicts(self.folder)))
             path = self.folder / names.README
-            if not path.exists() or path.read_bytes() != content:
+            before = path.read_bytes() if path.exists() else None
+            if before is not None and MARK.encode() not in before:
+                log.warning("%s is no card of ours and stays as it is", path)
+            elif before != content:
                 write_atomic(path, content)
         failpoints.reach("settle.after_card")
 

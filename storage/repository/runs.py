@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import now
@@ -148,14 +148,15 @@ def begin(conn: Connection, run: RunRowId, attempt: int, job: NewJob, run_id: st
 def _has_place(conn: Connection, schedule_id: ScheduleId, backfill: str | None, most: int) -> bool:
     """A backfill and the schedule's own runs have places of their own: neither holds the other up. But of runs that
     leave out what others have generated, one must have ended before the next begins."""
-    in_turn = select(schedules.c.only_new).where(schedules.c.id == schedule_id).scalar_subquery()
-    kind = or_(in_turn, runs.c.backfill.is_(None) if backfill is None else runs.c.backfill.is_not(None))
+    in_turn = bool(conn.scalar(select(schedules.c.only_new).where(schedules.c.id == schedule_id)))
+    own = runs.c.backfill.is_(None) if backfill is None else runs.c.backfill.is_not(None)
+    kind = true() if in_turn else own
     taken = conn.scalar(
         select(func.count())
         .select_from(runs)
         .where(runs.c.schedule_id == schedule_id, runs.c.state.in_(RUN_ACTIVE), kind)
     )
-    return int(taken or 0) < most
+    return int(taken or 0) < (1 if in_turn else most)
 
 
 def move_pending(

@@ -261,3 +261,17 @@ def test_a_verdict_has_the_gates_for_whoever_looks_later(world: World) -> None:
 
     assert [gate["name"] for gate in verdict["gates"]] == ["columns", "max_cut_share"]
     assert (verdict["accepted"], verdict["job"], verdict["order"]) == (True, 7, 1)
+
+
+def test_what_fails_after_the_verdict_takes_nothing_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    night, job = world.publish()
+
+    def fail(*args: object, **keywords: object) -> bool:
+        raise RuntimeError("the webhook's host has no such name")
+
+    monkeypatch.setattr(module, "send", fail)
+
+    settled = world.settle(night, job, DatasetTerms(**HOOK))
+
+    assert settled.published
+    assert world.current() == {MONDAY: "1"}

@@ -177,6 +177,20 @@ def test_a_backfill_can_use_more_places_than_the_schedule(noon: Office) -> None:
     assert states == [RunState.RUNNING] * 3 + [RunState.QUEUED] * 2
 
 
+def test_a_backfill_of_what_is_new_has_one_run_at_work(noon: Office) -> None:
+    noon.add(only_new=True, input="in/{ds}.parquet")
+    for day in range(20, 25):
+        noon.write(f"in/2026-11-{day}.parquet", f"story {day}")
+
+    with pytest.raises(UsageError, match="one run must end before the next begins"):
+        actions.plan_backfill(noon.repository, "nightly", FIRST, LAST, max_active=2)
+    actions.start_backfill(noon.repository, actions.plan_backfill(noon.repository, "nightly", FIRST, LAST))
+    noon.tick()
+    noon.tick()
+
+    assert list(noon.states().values()).count(RunState.RUNNING) == 1
+
+
 def test_a_range_that_is_turned_round_and_one_input_for_all_dates_are_refused(noon: Office) -> None:
     noon.add(only_new=True)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jobs.schedules.tick import Ticker
 from jobs.submission import submission_of
 from storage.states import JobState, RunState
 from tests.unit.jobs.schedules.office import Office
@@ -126,6 +127,25 @@ def test_a_newer_slot_cancels_the_run_before_it_and_begins_once_that_has_ended(o
     office.end_job(WEDNESDAY)
     office.tick()
     assert office.states()[THURSDAY] == RUNNING
+
+
+def test_a_mistake_in_one_schedule_does_not_hold_up_another(office: Office, monkeypatch: pytest.MonkeyPatch) -> None:
+    office.write("in/a.parquet", "one")
+    office.add(overlap="cancel_previous")
+    office.tick(f"{WEDNESDAY}T00:00:10")
+    office.tick(f"{THURSDAY}T00:00:10")
+    office.add("other", input="late/{ds}.parquet")
+    office.tick(f"{FRIDAY}T00:00:10")
+    office.write(f"late/{FRIDAY}.parquet", "two")
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("no way")
+
+    monkeypatch.setattr(Ticker, "_make_way", fail)
+
+    office.tick()
+
+    assert [run.state for run in office.runs("other")] == [RUNNING]
 
 
 def test_an_overtaken_run_that_has_not_begun_is_cancelled(office: Office) -> None:

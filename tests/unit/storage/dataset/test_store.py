@@ -249,3 +249,13 @@ def test_the_card_has_a_line_for_each_run_and_only_current_files(tmp_path: Path)
     rows = [line for line in body.splitlines() if line.startswith("| 2026")]
     assert [line.split(" | ")[3] for line in rows] == ["refused", "current", "replaced"]
     assert "wanted at least 0.9" in rows[0]
+
+
+def test_a_readme_that_is_no_card_stays_as_it_is(tmp_path: Path) -> None:
+    take_night(tmp_path, MONDAY, "1")
+    (tmp_path / "README.md").write_text("# My project\n")
+    store = DatasetStore(tmp_path)
+
+    store.write_card(lambda current, verdicts: card_bytes("stories", current, verdicts))
+
+    assert (tmp_path / "README.md").read_text() == "# My project\n"
