@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jobs.deadline import parse_deadline
 from jobs.sampling import SEED_LIMIT, Sampling
@@ -63,7 +63,16 @@ class SubmitOptions:
     only_new: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a value that cannot be honoured."""
+        """Raises ValueError for a value that cannot be honoured. Types are looked at too: not all come from flags."""
+        for flag, given, allowed in (
+            ("--order", self.order, get_args(Order)),
+            ("--on-too-long", self.on_too_long, get_args(OnTooLong)),
+            ("--resume", self.resume, get_args(Resume)),
+        ):
+            if given not in allowed:
+                raise ValueError(f"{flag} is {given!r}; it must be {' or '.join(allowed)}")
+        if not isinstance(self.raw_prompt, bool):
+            raise ValueError(f"--raw-prompt is {self.raw_prompt!r}; it must be true or false")
         if not self.inputs:
             raise ValueError("no input is named; give at least one Parquet file, directory or glob")
         if self.prompt_column and self.messages_column:
@@ -83,8 +92,8 @@ class SubmitOptions:
             ("--shard-tokens", self.shard_tokens),
             ("--shard-rows", self.shard_rows),
         ):
-            if value is not None and value < 1:
-                raise ValueError(f"{flag} is {value}; it must be at least 1")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{flag} is {value!r}; it must be a whole number of at least 1")
 
     def spec(self, model_key: str) -> dict[str, Any]:
         """Everything here that changes results, JSON-ready. Order, shards, names and engine options do not. What is

@@ -68,6 +68,10 @@ def test_changes_are_named_option_by_option() -> None:
         ("--limit", {"limit": 0}),
         ("--shard-tokens", {"shard_tokens": 0}),
         ("input", {"inputs": ()}),
+        ("--order", {"order": "random"}),
+        ("--on-too-long", {"on_too_long": "cut"}),
+        ("--raw-prompt", {"raw_prompt": "False"}),
+        ("--limit", {"limit": "10"}),
     ],
 )
 def test_options_that_cannot_be_honoured_are_refused_by_name(flag: str, changes: dict[str, Any]) -> None:
