@@ -19,6 +19,7 @@ import torch
 from engine.attention.base import LayerTraits
 from engine.attention.choose import choose_backend
 from engine.cache.groups import LayerGroup
+from engine.config import EngineConfig
 from engine.model.batch import pack
 from engine.request import SamplingParams
 from engine.step import Chunk
@@ -114,7 +115,7 @@ def _group(shape: ModelShape) -> LayerGroup:
 def _engine_rate(shape: ModelShape, spans: list[tuple[int, int]], at_least: float) -> float:
     """Our own attention over chunks of (start, length), each with blocks of its own. It does the softmax as well."""
     group = _group(shape)
-    backend = choose_backend((group,), shape.num_heads, torch.float32, torch.device("cpu"), native=True)
+    backend = choose_backend((group,), shape.num_heads, torch.float32, torch.device("cpu"), EngineConfig())
     widest = max(-(-(start + length) // BLOCK) for start, length in spans)
     chunks = [
         Chunk(

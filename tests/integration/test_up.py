@@ -142,6 +142,7 @@ def test_ctrl_c_stops_everything_as_well_and_a_second_up_is_refused(office: Prog
     assert not (office.folder / "home" / "owner.json").exists()
 
 
+@pytest.mark.slow
 def test_with_a_broker_and_a_database_of_its_own_up_brings_the_other_processes(
     office: Program, start: Start, broker: str
 ) -> None:
