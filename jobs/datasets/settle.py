@@ -90,7 +90,7 @@ def settle_run(
         if terms.keep_runs is not None or terms.keep_days is not None:
             store.retain(_retention(terms), now())
         _tell(verdict, out, dataset, terms, settings)
-    except Exception:  # whatever it is: the verdict stands, and readers have the run; the next run does all of it again
+    except Exception:  # whatever it is: the verdict stands, and a run that readers have is not to be called failed
         log.exception("card, retention or webhook failed after the verdict dataset=%s label=%s", dataset, run_label)
     gates = tuple(GateResult.from_dict(gate) for gate in verdict.gates)
     return Settled(published=verdict.accepted, gates=gates, reason=verdict.reason)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from jobs.schedules.cron import Cron, Slot
@@ -75,11 +76,11 @@ class Ticker:
         if decision.state == RunState.RUNNING:
             prepared = self._prepare(declared, slot, self._settings)
             if isinstance(prepared, Ready):
-                return _new(declared, slot, RunState.RUNNING, run_id=prepared.run_id, job=prepared.job)
+                return replace(_new(declared, slot, RunState.RUNNING), run_id=prepared.run_id, job=prepared.job)
             state, reason, notice, wait_until = self._without_job(declared, prepared, now, None)
-            return _new(declared, slot, state, reason=reason, notice=notice, wait_until=wait_until)
+            return replace(_new(declared, slot, state), reason=reason, notice=notice, wait_until=wait_until)
         notice = _notice(declared, "missed") if tells else None
-        return _new(declared, slot, decision.state, reason=decision.reason, notice=notice)
+        return replace(_new(declared, slot, decision.state), reason=decision.reason, notice=notice)
 
     # --- runs get their job ---------------------------------------------------------------------------------
     def _start_pending(self, schedules: dict[ScheduleId, Schedule], now: datetime) -> None:
@@ -157,14 +158,13 @@ def slot_of(run: Run) -> Slot:
     return Slot(datetime.fromisoformat(run.slot), run.logical_time, run.label)
 
 
-def _new(declared: NewSchedule, slot: Slot, state: RunState, **more: object) -> NewRun:
+def _new(declared: NewSchedule, slot: Slot, state: RunState) -> NewRun:
     return NewRun(
         label=slot.label,
         slot=slot.name,
         logical_time=slot.instant.timestamp(),
         state=state,
         max_active=declared.max_active,
-        **more,  # type: ignore[arg-type]
     )
 
 

@@ -72,10 +72,13 @@ class Stopwatch:
 
     def attach(self, runner: type, layers: type) -> None:
         """Time these classes' methods from now on: the process is the cell's own, so nothing is put back."""
-        for owner, method, name in ((runner, "_forward", "forward"), (layers, "attend", "attention")):
-            setattr(owner, method, self._timed(name, getattr(owner, method)))
-        runner._sample = self._timed("sample", self._with_timed_tiles(runner._sample))  # type: ignore[attr-defined]
-        runner.run = self._noting_steps(runner.run)  # type: ignore[attr-defined]
+        for owner, method, wrapped in (
+            (runner, "_forward", lambda own: self._timed("forward", own)),
+            (layers, "attend", lambda own: self._timed("attention", own)),
+            (runner, "_sample", lambda own: self._timed("sample", self._with_timed_tiles(own))),
+            (runner, "run", self._noting_steps),
+        ):
+            setattr(owner, method, wrapped(getattr(owner, method)))
 
     def _timed(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(method)

@@ -115,7 +115,7 @@ def hidden(spans: GroupSpans, first: int, second: int) -> int:
 
 
 @given(forests())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_two_decodes_are_together_as_long_as_their_blocks_are_the_same(forest: Forest) -> None:
     spans = forest.spans
 
@@ -142,7 +142,7 @@ def test_two_decodes_are_together_as_long_as_their_blocks_are_the_same(forest: F
 
 @pytest.mark.parametrize("steady", [False, True])
 @given(forests(), st.sampled_from(["plain", "softcap", "sinks"]))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_attention_over_a_forest_equals_the_reference(steady: bool, forest: Forest, kind: str) -> None:
     traits = {
         "plain": LayerTraits(scale=0.25),
