@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from engine.config import EngineConfig
+from engine.heap import keep_freed_memory
 from engine.loop import Engine
 from engine.model.load import load_model
 from engine.model.runner import ModelRunner
@@ -16,6 +17,8 @@ def build_engine(source: str | Path, config: EngineConfig) -> Engine:
 
     Raises ModelRefused or ConfigError.
     """
+    if config.kept_heap:
+        keep_freed_memory()
     # In a thread that ends: OpenMP keeps a pool of threads for each thread that ever computed. Were there one for this
     # thread beside the engine's, they would be more than the cores, and then they sleep between matrix products.
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="load") as loader:

@@ -15,7 +15,7 @@ class EngineConfig:
     dtype: str = "float32"  # float32, bfloat16, float16 or auto (the checkpoint's own)
     block_size: int = 16
     max_batch_tokens: int = 1024  # token budget of one step
-    max_sequences: int = 128  # sequences running at once: the batch target
+    max_sequences: int = 256  # sequences running at once: the batch target
     cache_bytes: int | None = None
     num_blocks: int | None = None  # blocks per layer group; overrides cache_bytes (tests, ablation)
     num_state_slots: int | None = None  # slot 0 included; None: one for each of max_sequences, if memory allows
@@ -27,6 +27,7 @@ class EngineConfig:
     fused_elementwise: bool = True  # gated activations and rotary embeddings by the C kernel, likewise
     native_attention: bool = True  # the C kernel on CPU where a compiler exists
     shared_attention: bool = True  # the C kernel reads what decodes share once per step, not once per decode
+    kept_heap: bool = True  # what a step frees stays with the process for the next (glibc)
     request_timeout_seconds: float | None = None  # for which one sequence may run; None: for ever
     threads: int | None = None  # torch threads; None leaves torch's choice
     strict: bool = False  # a row's bits depend on nothing but the row; what cannot keep to that is refused at load

@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
     block_size: int = 16
     max_batch_tokens: int = 1024
-    max_sequences: int = 128
+    max_sequences: int = 256
     cache_bytes: int | None = None
     max_model_len: int | None = None  # tokens of prompt and output together, below the model's own limit
     request_timeout_seconds: float | None = None  # for which one row may run in the engine; None: for ever
