@@ -98,6 +98,8 @@ def fuse_elementwise(model: nn.Module) -> int:
 
 
 def _fuse_gates(model: nn.Module, kernel: ctypes.CDLL) -> int:
+    """Layers of one class and one activation compute the same: the first of them is tried."""
+    found: dict[tuple[Any, ...], int | None] = {}
     count = 0
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
@@ -105,13 +107,19 @@ def _fuse_gates(model: nn.Module, kernel: ctypes.CDLL) -> int:
             others = set(dict(child.named_children())) - {"gate_proj", "up_proj", "down_proj", "act_fn"}
             if others or not all(type(linear) is nn.Linear for linear in linears):
                 continue
-            for activation in _ACTIVATIONS:
-                fused = FusedGate(kernel, child, activation)
-                if _same_gate(child, fused):
-                    setattr(parent, name, fused)
-                    count += 1
-                    break
+            kind = (type(child), repr(child))
+            if kind not in found:
+                found[kind] = _activation_of(kernel, child)
+            activation = found[kind]
+            if activation is not None:
+                setattr(parent, name, FusedGate(kernel, child, activation))
+                count += 1
     return count
+
+
+def _activation_of(kernel: ctypes.CDLL, child: Any) -> int | None:
+    same = (each for each in _ACTIVATIONS if _same_gate(child, FusedGate(kernel, child, each)))
+    return next(same, None)
 
 
 @torch.inference_mode()

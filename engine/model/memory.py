@@ -10,6 +10,8 @@ Every group has the same number of blocks. Block 0 is never written: a gather re
 from __future__ import annotations
 
 import logging
+import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,6 +81,15 @@ def count_blocks(groups: Sequence[LayerGroup], itemsize: int, cache_bytes: int, 
     return (cache_bytes - state_bytes) // per_block if per_block else 0
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """On CPU the kernel's own zeros, which become memory when they are written to: a pool of gigabytes costs nothing to
+    start with."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
 class KVMemory:
     """Owns the tensors of all layers."""
 
@@ -90,8 +101,8 @@ class KVMemory:
             for layer in group.layers:
                 # Zeros, not empty: an unwritten slot times a weight of zero must stay zero.
                 shape = (group.num_kv_heads, slots)
-                self.keys[layer] = torch.zeros((*shape, group.key_dim), dtype=dtype, device=device)
-                self.values[layer] = torch.zeros((*shape, group.value_dim), dtype=dtype, device=device)
+                self.keys[layer] = _zeros((*shape, group.key_dim), dtype, device)
+                self.values[layer] = _zeros((*shape, group.value_dim), dtype, device)
 
     def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Store `key` and `value` [num_kv_heads, T, dim] at `slots` [T]."""
