@@ -26,6 +26,7 @@ class EngineConfig:
     fused_norms: bool = True  # RMS norms by the C kernel on CPU where a compiler exists
     fused_elementwise: bool = True  # gated activations and rotary embeddings by the C kernel, likewise
     native_attention: bool = True  # the C kernel on CPU where a compiler exists
+    native_sampling: bool = True  # tokens are drawn by the C kernel on CPU where a compiler exists
     shared_attention: bool = True  # the C kernel reads what decodes share once per step, not once per decode
     kept_heap: bool = True  # what a step frees stays with the process for the next (glibc)
     request_timeout_seconds: float | None = None  # for which one sequence may run; None: for ever

@@ -1,101 +1,45 @@
-"""From logits to one token per row: penalties, filters, and a draw by inverse distribution function.
+"""From logits to one token per row: in one pass of the C kernel on CPU, in plain torch elsewhere.
 
-The order is transformers': repetition penalty, then (OpenAI's) frequency and presence penalty, temperature, top-k,
-top-p, min-p. A greedy row ends after the penalties. Rows of one batch may each ask for something else.
+Both compute what `engine.filters` says, but for rounding: another token only where the number drawn falls on the border
+of two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from engine.attention.draw import DrawRow, NativeDraw
+from engine.filters import Room, SampleRow, draw, is_penalised, penalise, process
 from engine.random import uniforms
-from engine.request import SamplingParams
 
-_TILE_NUMBERS = 1 << 22  # rows x vocabulary of logits that are projected at once
-_PART_NUMBERS = 1 << 21  # and of those, what is processed at once
-_SHORT_LIST = 1024  # candidates tried for top-p before a whole row is sorted
-_HIDDEN = float("-inf")
+_TILE_NUMBERS = 1 << 26  # rows x vocabulary of logits that are projected at once; each time reads all weights
+_TILE_ROWS = 256  # more in one product gain nothing
+_PART_NUMBERS = 1 << 21  # and of those, what is processed at once, where that takes a copy
 
 Fill = Callable[[slice, torch.Tensor], None]
 """Writes the raw logits of a slice of the rows into a tensor [rows, vocabulary]."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampleRow:
-    """One row that wants a token."""
-
-    sampling: SamplingParams
-    sample_index: int
-    token_ids: Sequence[int]  # everything before the token that is wanted
-    prompt_len: int
-
-
-def is_plain_greedy(sampling: SamplingParams) -> bool:
-    """True when the token is the argmax of the raw logits."""
-    penalised = sampling.repetition_penalty != 1.0 or sampling.presence_penalty or sampling.frequency_penalty
-    return sampling.is_greedy and not penalised
-
-
-class Room:
-    """The tensors that a part of the rows is processed in, kept from step to step: an allocation of this size costs
-    more than what is computed in it."""
-
-    def __init__(self, rows: int, like: torch.Tensor) -> None:
-        shape = (rows, like.shape[1])
-        self.part = like.new_empty(shape)  # the rows that an option is on for
-        self.rest = like.new_empty(shape)  # those of them that a short list does not do for
-        self.ordered = like.new_empty(shape)  # their highest scores, in order; before that, a scratch pad
-        self._wide = like.new_empty(shape, dtype=torch.float64)
-        self._mask = like.new_empty(shape, dtype=torch.bool)
-
-    def highest(self, rows: torch.Tensor, count: int) -> torch.Tensor:
-        """The `count` highest scores of each row, in descending order."""
-        whole = count == rows.shape[1]
-        values = _cut(self.ordered, len(rows), count)
-        order = _cut(self._wide.view(torch.int64), len(rows), count)
-        if whole:
-            torch.sort(rows, dim=1, descending=True, out=(values, order))
-        else:
-            torch.topk(rows, count, dim=1, out=(values, order))
-        return values
-
-    def cumulative(self, weights: torch.Tensor) -> torch.Tensor:
-        """A place in float64 for the sums along the rows of `weights`, which it is a copy of."""
-        return _cut(self._wide, *weights.shape).copy_(weights)
-
-    def log_total(self, scores: torch.Tensor) -> torch.Tensor:
-        """The logarithm of the sum of the exponentials, [rows, 1]; not finite where a score is not a number."""
-        peak = scores.amax(dim=1, keepdim=True)
-        weights = torch.sub(scores, peak, out=self.ordered[: len(scores)]).exp_()
-        # Several threads would add up one row alone, in another order than that of each of two rows.
-        several = weights.expand(2, -1) if len(weights) == 1 else weights
-        return several.sum(dim=1, keepdim=True)[: len(weights)].log_().add_(peak)
-
-    def hide_below(self, scores: torch.Tensor, floor: torch.Tensor) -> None:
-        scores.masked_fill_(torch.lt(scores, floor, out=self._mask[: len(scores)]), _HIDDEN)
-
-
-def _cut(kept: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """The beginning of a kept tensor as [rows, columns], without gaps."""
-    return kept.flatten()[: rows * columns].view(rows, columns)
+Picked = tuple[list[int | None], list[float]]
+"""Of each row, its token and its log-probability."""
 
 
 class Sampler:
-    """Owns the buffers that a tile of rows is processed in; they grow to their bound once and stay."""
+    """Owns the buffers that a tile of rows is processed in; they grow to their bound once and stay. The logits of a
+    tile take 256 MB at most, a copy of some of them 8 MB, and what plain torch needs beside them another 42 MB."""
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    def __init__(self, vocab_size: int, device: torch.device, native: NativeDraw | None = None) -> None:
         self._device = device
-        self._tile_rows = max(1, _TILE_NUMBERS // vocab_size)
+        self._native = native
+        self._tile_rows = max(1, min(_TILE_ROWS, _TILE_NUMBERS // vocab_size))
         self._part_rows = max(1, _PART_NUMBERS // vocab_size)
         self._raw = torch.empty((0, vocab_size), device=device)
         self._scores = torch.empty((0, vocab_size), device=device)
         self._room = Room(0, self._raw)
 
-    def sample(self, rows: Sequence[SampleRow], fill: Fill) -> tuple[list[int | None], list[float]]:
+    def sample(self, rows: Sequence[SampleRow], fill: Fill) -> Picked:
         """Token and log-probability under the raw distribution for each row. Where a row's logits are not finite its
         log-probability is not finite either, and its token has no meaning. The token is None where the logits are
         finite, but the row's options leave nothing that could be drawn. No row's options ever raise."""
@@ -111,13 +55,10 @@ class Sampler:
             tile = slice(begin, min(begin + self._tile_rows, len(rows)))
             raw = self._raw[: tile.stop - begin]
             fill(tile, raw)
-            for at in range(begin, tile.stop, self._part_rows):
-                part = slice(at, min(at + self._part_rows, tile.stop))
-                picked, logprob = self._sample_part(
-                    rows[part], raw[at - begin : part.stop - begin], torch.from_numpy(numbers[part])
-                )
-                tokens += picked
-                logprobs += logprob
+            sample = self._sample_in_torch if self._native is None else self._sample_natively
+            picked, logprob = sample(rows[tile], raw, numbers[tile])
+            tokens += picked
+            logprobs += logprob
         return tokens, logprobs
 
     def _grow(self, num_rows: int) -> None:
@@ -126,11 +67,41 @@ class Sampler:
             self._raw = self._raw.new_empty((tile, self._raw.shape[1]))
         if len(self._scores) < part:
             self._scores = self._scores.new_empty((part, self._raw.shape[1]))
-            self._room = Room(part, self._raw)
+            if self._native is None:
+                self._room = Room(part, self._raw)
 
-    def _sample_part(
-        self, rows: Sequence[SampleRow], raw: torch.Tensor, numbers: torch.Tensor
-    ) -> tuple[list[int | None], list[float]]:
+    def _sample_natively(self, rows: Sequence[SampleRow], raw: torch.Tensor, numbers: NDArray[np.float64]) -> Picked:
+        """Penalties are for copies, so penalised rows come a part at a time; all others at once."""
+        tokens, totals = np.empty(len(rows), dtype=np.int64), np.empty(len(rows))
+        penalised = [i for i, row in enumerate(rows) if is_penalised(row.sampling)]
+        others = [i for i, row in enumerate(rows) if not is_penalised(row.sampling)]
+        parts = [penalised[at : at + self._part_rows] for at in range(0, len(penalised), self._part_rows)]
+        for part in [others, *parts]:
+            wanted = []
+            for place, i in enumerate(part):
+                scores = raw[i]
+                if part is not others:
+                    scores = self._scores[place].copy_(raw[i])
+                    penalise(scores, rows[i])
+                wanted.append(DrawRow(raw[i], scores, rows[i].sampling, float(numbers[i])))
+            if wanted:
+                assert self._native is not None
+                drawn = self._native.draw(wanted)
+                tokens[part], totals[part] = drawn.tokens, drawn.totals
+        logprobs = raw.numpy()[np.arange(len(rows)), np.maximum(tokens, 0)] - totals
+        return [None if token < 0 else token for token in tokens.tolist()], logprobs.tolist()
+
+    def _sample_in_torch(self, rows: Sequence[SampleRow], raw: torch.Tensor, numbers: NDArray[np.float64]) -> Picked:
+        tokens: list[int | None] = []
+        logprobs: list[float] = []
+        for begin in range(0, len(rows), self._part_rows):
+            part = slice(begin, begin + self._part_rows)
+            picked, logprob = self._sample_part(rows[part], raw[part], torch.from_numpy(numbers[part]))
+            tokens += picked
+            logprobs += logprob
+        return tokens, logprobs
+
+    def _sample_part(self, rows: Sequence[SampleRow], raw: torch.Tensor, numbers: torch.Tensor) -> Picked:
         scores = self._scores[: len(rows)]
         total = self._room.log_total(raw)
         # A row that is not finite spoils nothing but itself; zeros let the rest of the way run.
@@ -146,116 +117,3 @@ class Sampler:
         logprob = raw.gather(1, token[:, None]) - total
         picked = [each if good else None for each, good in zip(token.tolist(), usable.tolist(), strict=True)]
         return picked, logprob[:, 0].tolist()
-
-
-def process(scores: torch.Tensor, rows: Sequence[SampleRow], room: Room | None = None) -> None:
-    """Turn raw logits [rows, vocabulary] into those to draw from, in place; what is filtered out becomes -inf.
-
-    Options beyond what numbers can hold leave a row without a finite maximum; it spoils no other.
-    """
-    room = room or Room(len(scores), scores)
-    for index, row in enumerate(rows):
-        _penalise(scores[index], row)
-    drawn = [SamplingParams(temperature=1.0) if row.sampling.is_greedy else row.sampling for row in rows]
-    _divide(scores, [sampling.temperature for sampling in drawn])
-    size = scores.shape[1]
-    _filter(scores, [sampling.top_k for sampling in drawn], lambda value: 0 < value < size, _top_k_floor, room)
-    _filter(scores, [sampling.top_p for sampling in drawn], lambda value: value < 1, _top_p_floor, room)
-    _filter(scores, [sampling.min_p for sampling in drawn], lambda value: value > 0, _min_p_floor, room)
-
-
-def draw(scores: torch.Tensor, peak: torch.Tensor, numbers: torch.Tensor, room: Room) -> torch.Tensor:
-    """One token per row by inverse distribution function; `scores` are used up. `peak` is each row's maximum; a row
-    where it is not finite gets some token.
-
-    Tokens are laid out by id, so that a change in the last bits of the logits moves the borders by as little.
-    """
-    cumulative = room.cumulative(scores.sub_(peak[:, None]).exp_()).cumsum_(dim=1)
-    total = cumulative[:, -1]
-    # Rounding must not carry the target to the total: no token lies there.
-    target = torch.minimum(numbers * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target[:, None], right=True)[:, 0].clamp_(max=scores.shape[1] - 1)
-
-
-def _penalise(scores: torch.Tensor, row: SampleRow) -> None:
-    """Penalties of one row, in place: repetition over prompt and output, frequency and presence over the output."""
-    sampling = row.sampling
-    if sampling.repetition_penalty != 1.0:
-        seen = torch.from_numpy(np.unique(np.asarray(row.token_ids, dtype=np.int64))).to(scores.device)
-        values = scores[seen]
-        factor = sampling.repetition_penalty
-        scores[seen] = torch.where(values < 0, values * factor, values / factor)
-    if sampling.frequency_penalty or sampling.presence_penalty:
-        output = np.asarray(row.token_ids[row.prompt_len :], dtype=np.int64)
-        ids, counts = np.unique(output, return_counts=True)
-        penalty = sampling.frequency_penalty * counts + sampling.presence_penalty
-        scores[torch.from_numpy(ids).to(scores.device)] -= torch.from_numpy(penalty).to(scores)
-
-
-def _divide(scores: torch.Tensor, temperatures: Sequence[float]) -> None:
-    """Divide each row by its temperature. Where the quotient would overflow, the row's maximum goes first."""
-    if all(temperature == 1.0 for temperature in temperatures):
-        return
-    highest = torch.finfo(scores.dtype).max
-    divisors = torch.tensor([min(each, highest) for each in temperatures], dtype=scores.dtype, device=scores.device)
-    divisors = divisors[:, None]
-    if any(temperature < 1 for temperature in temperatures):
-        peak = scores.amax(dim=1, keepdim=True)
-        overflows = ~torch.isfinite(peak / divisors)
-        # Elsewhere the scores stay, to the bit, what transformers makes of them.
-        if bool(overflows.any()):
-            scores.sub_(torch.where(overflows, peak, 0.0))
-    scores.div_(divisors)
-
-
-def _filter(
-    scores: torch.Tensor,
-    options: Sequence[float],
-    is_on: Callable[[float], bool],
-    floor: Callable[[torch.Tensor, torch.Tensor, Room], torch.Tensor],
-    room: Room,
-) -> None:
-    """Hide what lies below the floor, in the rows whose option is on. `floor` maps the rows' scores and options
-    [rows, 1] to the lowest score that stays, [rows, 1], and may not use the room's `part`."""
-    chosen = [index for index, value in enumerate(options) if is_on(value)]
-    if not chosen:
-        return
-    values = torch.tensor([options[index] for index in chosen], dtype=torch.float64, device=scores.device)[:, None]
-    if len(chosen) == len(options):
-        room.hide_below(scores, floor(scores, values, room))
-    else:
-        index = torch.tensor(chosen, device=scores.device)
-        part = torch.index_select(scores, 0, index, out=room.part[: len(chosen)])
-        room.hide_below(part, floor(part, values, room))
-        scores.index_copy_(0, index, part)
-
-
-def _top_k_floor(scores: torch.Tensor, top_k: torch.Tensor, room: Room) -> torch.Tensor:
-    count = top_k.long()
-    return room.highest(scores, int(count.max())).gather(1, count - 1)
-
-
-def _top_p_floor(scores: torch.Tensor, top_p: torch.Tensor, room: Room) -> torch.Tensor:
-    """The last token that is needed to reach `top_p` stays. Most rows reach it within a short list; only the others
-    are sorted whole."""
-    total = room.log_total(scores).double()
-    floor, reached = _nucleus(scores, min(_SHORT_LIST, scores.shape[1]), total, top_p, room)
-    rest = torch.nonzero(~reached[:, 0])[:, 0]
-    if len(rest):
-        whole = torch.index_select(scores, 0, rest, out=room.rest[: len(rest)])
-        floor[rest] = _nucleus(whole, scores.shape[1], total[rest], top_p[rest], room)[0]
-    return floor
-
-
-def _nucleus(
-    scores: torch.Tensor, count: int, total: torch.Tensor, top_p: torch.Tensor, room: Room
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The lowest score of the nucleus within the `count` highest, and whether these reach `top_p`; both [rows, 1]."""
-    descending = room.highest(scores, count)
-    mass = room.cumulative(descending).sub_(total).exp_().cumsum_(dim=1)
-    last = torch.searchsorted(mass, top_p).clamp_(max=count - 1)  # those before it do not reach top_p
-    return descending.gather(1, last), mass[:, -1:] >= top_p
-
-
-def _min_p_floor(scores: torch.Tensor, min_p: torch.Tensor, _room: Room) -> torch.Tensor:
-    return scores.amax(dim=1, keepdim=True) + min_p.log().to(scores.dtype)

@@ -1,4 +1,4 @@
-"""Which attention serves a model on this machine."""
+"""Which attention serves a model on this machine, and who draws its tokens."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from engine.attention.base import AttentionBackend
 from engine.attention.compile import CannotCompile
 from engine.attention.cpu import NativeAttention, unsupported
+from engine.attention.draw import NativeDraw
 from engine.attention.plain import PlainAttention
 from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
@@ -40,3 +41,15 @@ def choose_backend(
     if config.strict:
         raise ModelRefused(f"strict mode needs the C kernel for attention: {problem}")
     return PlainAttention(device)
+
+
+def choose_draw(device: torch.device, config: EngineConfig) -> NativeDraw | None:
+    """The C kernel on CPU, None where the sampler has to do with plain torch. Either gives a row the same bits in every
+    batch, and the tokens of the other but for rounding."""
+    if not config.native_sampling or device.type != "cpu":
+        return None
+    try:
+        return NativeDraw()
+    except CannotCompile as error:
+        _log.warning("tokens are drawn in plain torch, which is slower: %s", error)
+        return None

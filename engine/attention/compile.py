@@ -30,10 +30,10 @@ def load_kernel() -> ctypes.CDLL:
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if not compiler:
         raise CannotCompile("no C compiler found (cc, gcc or clang); install one, or set CC")
-    files = (
-        file for file in resources.files("engine.attention").joinpath("kernel").iterdir() if file.name[-2:] == ".c"
-    )
-    source = "\n".join(file.read_text(encoding="utf-8") for file in sorted(files, key=lambda file: file.name))
+    folder = resources.files("engine.attention").joinpath("kernel")
+    files = [file for file in folder.iterdir() if file.name[-2:] == ".c"]
+    files.sort(key=lambda file: int(file.name.split("_")[0]))
+    source = "\n".join(file.read_text(encoding="utf-8") for file in files)
     library = cache_folder() / f"attention-{_key(source, compiler)}.so"
     if not library.exists():
         _compile(compiler, source, library)

@@ -9,10 +9,11 @@ from typing import NamedTuple
 import torch
 
 from engine.attention.base import AttentionBackend, GroupPlan, LayerTraits
-from engine.attention.choose import choose_backend
+from engine.attention.choose import choose_backend, choose_draw
 from engine.attention.pick import Best
 from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
+from engine.filters import SampleRow, is_plain_greedy
 from engine.grid import Grid
 from engine.model.batch import PackedStep, SlotBatch, pack, slot_batches, slot_cells
 from engine.model.copies import copy_batches
@@ -21,7 +22,7 @@ from engine.model.load import LoadedModel
 from engine.model.memory import KVMemory
 from engine.model.project import Tiles, fill_logits, given_tiles
 from engine.model.states import RowPart, SlotStates, StateMemory
-from engine.sampler import Sampler, SampleRow, is_plain_greedy
+from engine.sampler import Sampler
 from engine.step import BlockCopy, Chunk, Sampled, Step
 
 
@@ -101,7 +102,7 @@ class ModelRunner:
         self.backend = choose_backend(self._groups, loaded.num_heads, loaded.dtype, loaded.device, config)
         self._layers = PagedLayers(loaded, self._memory, self.backend)
         self._cache = NotingCache(loaded.seat)
-        self._sampler = Sampler(loaded.vocab_size, loaded.device)
+        self._sampler = Sampler(loaded.vocab_size, loaded.device, choose_draw(loaded.device, config))
         linear = loaded.linear_group
         self._slotted = (
             None if linear is None else SlottedLayers(loaded, linear, Grid(config.grid) if config.strict else None)
@@ -155,7 +156,7 @@ class ModelRunner:
         return hidden, loaded.head
 
     def _sample(self, draws: Sequence[Draw], rows: torch.Tensor, tiles: Tiles) -> list[Sampled]:
-        """Greedy rows need no more than a running maximum; the others see their whole row, a few rows at a time."""
+        """Greedy rows need no more than a running maximum; the others see their whole row."""
         greedy = [i for i, draw in enumerate(draws) if is_plain_greedy(draw.chunk.sampling)]
         others = [i for i, draw in enumerate(draws) if not is_plain_greedy(draw.chunk.sampling)]
         tokens: list[int | None] = [0] * len(draws)

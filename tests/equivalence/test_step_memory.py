@@ -38,19 +38,19 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def runner(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], ModelRunner]:
-    known: dict[int, ModelRunner] = {}
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, bool], ModelRunner]:
+    known: dict[tuple[int, bool], ModelRunner] = {}
 
-    def get(vocab_size: int) -> ModelRunner:
-        if vocab_size not in known:
+    def get(vocab_size: int, native: bool) -> ModelRunner:
+        if (vocab_size, native) not in known:
             folder: Path = tmp_path_factory.mktemp(str(vocab_size))
             options = tiny.FAMILIES["llama"]().to_dict() | {"vocab_size": vocab_size, "num_hidden_layers": 1}
             config = transformers.LlamaConfig(**options)
             torch.manual_seed(3)
             AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
-            engine_config = EngineConfig(block_size=4, num_blocks=SIZES[vocab_size] + 1)
-            known[vocab_size] = ModelRunner(load_model(folder, engine_config), engine_config)
-        return known[vocab_size]
+            engine_config = EngineConfig(block_size=4, num_blocks=SIZES[vocab_size] + 1, native_sampling=native)
+            known[vocab_size, native] = ModelRunner(load_model(folder, engine_config), engine_config)
+        return known[vocab_size, native]
 
     return get
 
@@ -76,17 +76,23 @@ def step_of(options: list[SamplingParams]) -> Step:
 @pytest.mark.parametrize("beside", [None, SamplingParams(temperature=1.0)], ids=["alone", "beside others"])
 @pytest.mark.parametrize("name", OPTIONS)
 @pytest.mark.parametrize("vocab_size", SIZES)
+@pytest.mark.parametrize("native", [True, False], ids=["native", "torch"])
 def test_no_step_allocates_batch_times_vocabulary(
-    vocab_size: int, name: str, beside: SamplingParams | None, runner: Callable[[int], ModelRunner], tmp_path: Path
+    native: bool,
+    vocab_size: int,
+    name: str,
+    beside: SamplingParams | None,
+    runner: Callable[[int, bool], ModelRunner],
+    tmp_path: Path,
 ) -> None:
     rows = SIZES[vocab_size]
     options = [OPTIONS[name]] * rows
     if beside is not None:
         options[::8] = [beside] * len(options[::8])  # the option is on in a part of the rows
     step = step_of(options)
-    runner(vocab_size).run(step)
+    runner(vocab_size, native).run(step)
 
-    sizes = memory_changes(lambda: runner(vocab_size).run(step), tmp_path / "trace.json")
+    sizes = memory_changes(lambda: runner(vocab_size, native).run(step), tmp_path / "trace.json")
 
     assert sizes, "the profiler saw nothing"
     assert max(sizes) < rows * vocab_size * 4

@@ -1,6 +1,6 @@
 /* Vectors of float32 as wide as the processor has them, and the functions of them that the other files use.
  *
- * The files of this folder are one program: they are compiled together, in the order of their names. */
+ * The files of this folder are one program: they are compiled together, in the order of their numbers. */
 #include <float.h>
 #include <math.h>
 #include <stdint.h>

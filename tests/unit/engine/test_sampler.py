@@ -1,8 +1,12 @@
-"""Sampling equals transformers' processors, in batches where every row asks for something else."""
+"""Sampling equals transformers' processors, in batches where every row asks for something else.
+
+One suite for the C kernel and for plain torch.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +15,10 @@ import torch
 from scipy import stats
 from transformers.generation import logits_process as theirs
 
+from engine.attention.draw import NativeDraw
+from engine.filters import SampleRow, is_plain_greedy, process
 from engine.request import GREEDY_BELOW, SamplingParams
-from engine.sampler import Sampler, SampleRow, is_plain_greedy, process
+from engine.sampler import Sampler
 
 VOCAB = 3000
 HISTORY = [5, 9, 9, 40, 7, 7, 7, 2999]
@@ -86,12 +92,22 @@ def test_every_option_equals_transformers_in_one_mixed_batch() -> None:
         torch.testing.assert_close(got, want[0], rtol=0, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def sample(logits: torch.Tensor, rows: list[SampleRow]) -> tuple[list[int | None], list[float]]:
-    return Sampler(logits.shape[1], torch.device("cpu")).sample(rows, lambda part, out: out.copy_(logits[part]))
+Sample = Callable[[torch.Tensor, list[SampleRow]], tuple[list[int | None], list[float]]]
+
+
+@pytest.fixture(params=["native", "torch"])
+def sample(request: pytest.FixtureRequest) -> Sample:
+    native = NativeDraw() if request.param == "native" else None
+
+    def run(logits: torch.Tensor, rows: list[SampleRow]) -> tuple[list[int | None], list[float]]:
+        sampler = Sampler(logits.shape[1], torch.device("cpu"), native)
+        return sampler.sample(rows, lambda part, out: out.copy_(logits[part]))
+
+    return run
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_row_has_the_bits_in_company_that_it_has_alone(threads: int) -> None:
+def test_a_row_has_the_bits_in_company_that_it_has_alone(threads: int, sample: Sample) -> None:
     """In a vocabulary so large that several threads add up a single row."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -106,7 +122,7 @@ def test_a_row_has_the_bits_in_company_that_it_has_alone(threads: int) -> None:
     assert logprobs == [logprob for _, (logprob,) in alone]
 
 
-def test_greedy_rows_beside_drawn_ones_take_the_argmax() -> None:
+def test_greedy_rows_beside_drawn_ones_take_the_argmax(sample: Sample) -> None:
     logits = random_logits(4)
     rows = [row(OPTIONS[name]) for name in ("greedy", "hot", "greedy with repetition", "top_p")]
 
@@ -116,7 +132,7 @@ def test_greedy_rows_beside_drawn_ones_take_the_argmax() -> None:
     assert tokens[2] == int(processed_by_transformers(logits[2:3], OPTIONS["greedy with repetition"]).argmax())
 
 
-def test_the_log_probability_is_that_of_the_raw_distribution() -> None:
+def test_the_log_probability_is_that_of_the_raw_distribution(sample: Sample) -> None:
     logits = random_logits(len(OPTIONS))
 
     tokens, logprobs = sample(logits, [row(sampling) for sampling in OPTIONS.values()])
@@ -127,13 +143,13 @@ def test_the_log_probability_is_that_of_the_raw_distribution() -> None:
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_k", "all filters"])
-def test_a_hundred_thousand_draws_follow_the_distribution(name: str) -> None:
+def test_a_hundred_thousand_draws_follow_the_distribution(name: str, sample: Sample) -> None:
     draws, vocab = 100_000, 50
     logits = random_logits(1, vocab) / 3
     sampling = OPTIONS[name]
     rows = [SampleRow(sampling, i, [], 0) for i in range(draws)]
 
-    tokens, _ = Sampler(vocab, torch.device("cpu")).sample(rows, lambda part, out: out.copy_(logits.expand_as(out)))
+    tokens, _ = sample(logits.expand(draws, -1), rows)
 
     scores = logits.double().clone()
     process(scores, rows[:1])
@@ -144,7 +160,7 @@ def test_a_hundred_thousand_draws_follow_the_distribution(name: str) -> None:
     assert stats.chisquare(counts[likely], weights[likely] * draws).pvalue > 1e-3
 
 
-def test_a_row_draws_the_same_token_whatever_stands_beside_it() -> None:
+def test_a_row_draws_the_same_token_whatever_stands_beside_it(sample: Sample) -> None:
     logits = random_logits(len(OPTIONS))
     rows = [row(sampling, sample_index=3) for sampling in OPTIONS.values()]
     together, _ = sample(logits, rows)
@@ -154,14 +170,16 @@ def test_a_row_draws_the_same_token_whatever_stands_beside_it() -> None:
     assert together == alone
 
 
-def test_more_rows_than_fit_a_tile_are_sampled_like_one() -> None:
-    vocab, count = 1 << 19, 11  # eight rows fit a tile
+@pytest.mark.parametrize(("vocab", "count"), [(1 << 19, 11), (60, 700)], ids=["copied at once", "projected at once"])
+def test_more_rows_than_are_taken_at_once_are_sampled_like_one(vocab: int, count: int, sample: Sample) -> None:
     logits = random_logits(count, vocab)
-    rows = [SampleRow(SamplingParams(temperature=1.0, seed=i), 0, [1], 1) for i in range(count)]
+    options = [SamplingParams(temperature=1.0, seed=i, presence_penalty=i % 4) for i in range(count)]
+    rows = [SampleRow(each, 0, [1, 2], 1) for each in options]
 
     together, _ = sample(logits, rows)
 
-    assert together[9] == sample(logits[9:10], rows[9:10])[0][0]
+    for last in (9, count - 1):
+        assert together[last] == sample(logits[last : last + 1], rows[last : last + 1])[0][0]
 
 
 EXTREMES = [
@@ -190,7 +208,7 @@ EXTREMES = [
 ]
 
 
-def test_no_value_of_an_option_raises_or_changes_another_row() -> None:
+def test_no_value_of_an_option_raises_or_changes_another_row(sample: Sample) -> None:
     options = [each for pair in zip(EXTREMES, [*OPTIONS.values()] * len(EXTREMES), strict=False) for each in pair]
     logits = random_logits(len(options))
     alone, _ = sample(logits[1::2], [row(sampling) for sampling in options[1::2]])
@@ -217,7 +235,7 @@ def test_no_value_of_an_option_raises_or_changes_another_row() -> None:
         SamplingParams(temperature=1.0, min_p=1.0),
     ],
 )
-def test_an_option_that_leaves_one_token_gives_the_most_likely(sampling: SamplingParams) -> None:
+def test_an_option_that_leaves_one_token_gives_the_most_likely(sampling: SamplingParams, sample: Sample) -> None:
     logits = random_logits(5)
 
     tokens, _ = sample(logits, [row(replace(sampling, seed=seed)) for seed in range(5)])
@@ -226,7 +244,7 @@ def test_an_option_that_leaves_one_token_gives_the_most_likely(sampling: Samplin
     assert is_plain_greedy(sampling) == (sampling.temperature < GREEDY_BELOW)
 
 
-def test_logits_that_a_low_temperature_would_carry_beyond_float32_are_drawn_from() -> None:
+def test_logits_that_a_low_temperature_would_carry_beyond_float32_are_drawn_from(sample: Sample) -> None:
     logits = random_logits(2)
     logits[0, 40], logits[1] = 3e36, -3e36
     logits[1, 41] = -2e36
@@ -237,7 +255,7 @@ def test_logits_that_a_low_temperature_would_carry_beyond_float32_are_drawn_from
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_row_whose_options_leave_no_finite_maximum_has_no_token(temperature: float) -> None:
+def test_a_row_whose_options_leave_no_finite_maximum_has_no_token(temperature: float, sample: Sample) -> None:
     logits = random_logits(3)
     logits[1, 40] = 5.0
     plain, beyond = SamplingParams(temperature=temperature), SamplingParams(temperature=temperature, seed=1)
@@ -250,7 +268,7 @@ def test_a_row_whose_options_leave_no_finite_maximum_has_no_token(temperature: f
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_a_row_that_is_not_finite_has_no_log_probability_and_spoils_no_other(poison: float) -> None:
+def test_a_row_that_is_not_finite_has_no_log_probability_and_spoils_no_other(poison: float, sample: Sample) -> None:
     logits = random_logits(3)
     rows = [row(OPTIONS["everything"])] * 3
     expected, _ = sample(logits, rows)
