@@ -72,6 +72,10 @@ class AttentionBackend(Protocol):
 
     def plan(self, spans: GroupSpans) -> GroupPlan: ...
 
+    def store(self, pool: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
+        """Write `rows` [num_kv_heads, T, dim] (any strides) at `slots` [T] of `pool` [num_kv_heads, num_slots, dim]."""
+        ...
+
     def pick(self, tile: torch.Tensor, first_column: int, best: Best) -> None:
         """Carry `best` over one more tile of logits [rows, columns], which may be overwritten."""
         ...

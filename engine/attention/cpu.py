@@ -128,12 +128,25 @@ class NativeAttention:
     def __init__(self, share: bool = True, steady: bool = False) -> None:
         self._kernel = load_kernel()
         self._kernel.nightmill_attend.restype = None
-        self._kernel.nightmill_pick.restype = None
+        self._kernel.nightmill_pick.restype = self._kernel.nightmill_store.restype = None
         self._share = share
         self._steady = steady
 
     def plan(self, spans: GroupSpans) -> NativePlan:
         return NativePlan(self._kernel, spans, self._share, self._steady)
+
+    def store(self, pool: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
+        if rows.stride(2) != 1:
+            rows = rows.contiguous()
+        heads, tokens, dim = rows.shape
+        self._kernel.nightmill_store(
+            ctypes.c_void_p(pool.data_ptr()),
+            ctypes.c_int64(pool.shape[1]),
+            ctypes.c_void_p(slots.data_ptr()),
+            ctypes.c_void_p(rows.data_ptr()),
+            *(ctypes.c_int64(number) for number in (heads, tokens, dim, rows.stride(0), rows.stride(1))),
+            ctypes.c_int32(torch.get_num_threads()),
+        )
 
     def pick(self, tile: torch.Tensor, first_column: int, best: Best) -> None:
         if tile.stride(1) != 1 or tile.dtype != torch.float32:

@@ -90,6 +90,9 @@ class PlainAttention:
                 buckets.append(self._bucket(spans, np.array([chunk]), begin, end))
         return PlainPlan(buckets, spans.num_tokens)
 
+    def store(self, pool: torch.Tensor, slots: torch.Tensor, rows: torch.Tensor) -> None:
+        pool.index_copy_(1, slots, rows)
+
     def pick(self, tile: torch.Tensor, first_column: int, best: Best) -> None:
         pick_in_torch(tile, first_column, best)
 

@@ -104,11 +104,6 @@ class KVMemory:
                 self.keys[layer] = _zeros((*shape, group.key_dim), dtype, device)
                 self.values[layer] = _zeros((*shape, group.value_dim), dtype, device)
 
-    def write(self, layer: int, slots: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-        """Store `key` and `value` [num_kv_heads, T, dim] at `slots` [T]."""
-        self.keys[layer].index_copy_(1, slots, key)
-        self.values[layer].index_copy_(1, slots, value)
-
     def copy(self, group: LayerGroup, sources: torch.Tensor, targets: torch.Tensor) -> None:
         """Copy whole blocks [N] in all layers of `group`; every source is read before any target is written."""
         for layer in group.layers:

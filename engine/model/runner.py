@@ -55,7 +55,8 @@ class PagedLayers:
     ) -> torch.Tensor:
         group, reads = self._group_of[layer], self._reads[layer]
         if reads == layer:
-            self._memory.write(layer, self._slots[group], key, value)
+            self._backend.store(self._memory.keys[layer], self._slots[group], key)
+            self._backend.store(self._memory.values[layer], self._slots[group], value)
         return self._plans[group].attend(query, self._memory.keys[reads], self._memory.values[reads], traits)
 
 

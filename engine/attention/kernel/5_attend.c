@@ -11,3 +11,15 @@ void nightmill_attend(const Step *step, const Layer *layer) {
         }
     }
 }
+
+/* Rows [head][token][dim] with strides to their slots in a pool [head][slot][dim]. */
+void nightmill_store(float *pool, int64_t num_slots, const int64_t *slots, const float *rows, int64_t heads,
+                     int64_t tokens, int64_t dim, int64_t head_stride, int64_t token_stride, int32_t threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t t = 0; t < tokens; t++)
+        for (int64_t h = 0; h < heads; h++) {
+            const float *from = rows + h * head_stride + t * token_stride;
+            float *to = pool + (h * num_slots + slots[t]) * dim;
+            for (int64_t d = 0; d < dim; d++) to[d] = from[d];
+        }
+}

@@ -76,7 +76,7 @@ class Paged:
         keys = self.random(self.shape.kv_heads, length, self.shape.key_dim)
         values = self.random(self.shape.kv_heads, length, self.shape.value_dim)
         slots = torch.tensor([table[position // size] * size + position % size for position in range(length)])
-        self.memory.write(0, slots, keys, values)
+        self.memory.keys[0][:, slots], self.memory.values[0][:, slots] = keys, values
         return keys, values
 
     def _chunk(self, number: int, start: int, length: int, table: list[int]) -> Chunk:
