@@ -14,7 +14,7 @@ RunRowId = NewType("RunRowId", int)
 CatchUp = Literal["none", "latest", "all"]
 Overlap = Literal["skip", "queue", "cancel_previous"]
 Cause = Literal["schedule", "manual", "backfill"]
-Notice = Literal["failure", "missed"]
+Notice = Literal["success", "failure", "missed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +97,7 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    settle_tries: int = 0
     notice: Notice | None = None
     notice_tries: int = 0
     notice_error: str | None = None

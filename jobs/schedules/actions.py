@@ -254,4 +254,8 @@ def as_row(run: Run) -> dict[str, Any]:
         "started_at": run.started_at.isoformat() if run.started_at else None,
         "finished_at": run.finished_at.isoformat() if run.finished_at else None,
         "reason": run.reason,
+        "notice": run.notice,
+        "notice_taken": run.noticed,
+        "notice_tries": run.notice_tries,
+        "notice_error": run.notice_error,
     }

@@ -130,6 +130,7 @@ def as_run(row: Row[Any]) -> Run:
         created_at=_as_time(row.created_at),
         started_at=_as_time_or_none(row.started_at),
         finished_at=_as_time_or_none(row.finished_at),
+        settle_tries=row.settle_tries,
         notice=row.notice,
         notice_tries=row.notice_tries,
         notice_error=row.notice_error,

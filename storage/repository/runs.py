@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Select, func, select, true, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import now
-from storage.errors import Fenced, NoSuchSchedule
+from storage.errors import NoSuchSchedule
 from storage.records import JobId, NewJob
 from storage.repository import jobs as job_moves
 from storage.repository import schedules as schedule_moves
@@ -17,8 +17,7 @@ from storage.repository.rows import as_run
 from storage.schedule_records import NewRun, Notice, Run, RunRowId, ScheduleId
 from storage.schedule_tables import schedule_runs as runs
 from storage.schedule_tables import schedules
-from storage.states import JOB_FINAL, RUN_ACTIVE, RUN_FINAL, RUN_PENDING, RunState
-from storage.tables import jobs
+from storage.states import RUN_ACTIVE, RUN_FINAL, RUN_PENDING, RunState
 
 
 def selected() -> Select[Any]:
@@ -110,9 +109,7 @@ def queue_again(conn: Connection, schedule_id: ScheduleId, run: NewRun, states: 
             wait_until=run.wait_until,
             **dict.fromkeys(("run_id", "job_id", "gates", "reason", "started_at", "settling_at", "finished_at")),
             **dict.fromkeys(("notice", "notice_error", "noticed_at")),
-            notice_tries=0,
-            notice_after=0,
-            generation=0,
+            **dict.fromkeys(("notice_tries", "notice_after", "settle_tries", "generation", "lease_until"), 0),
         )
         .returning(runs.c.id)
     ).scalar_one_or_none()
@@ -175,104 +172,6 @@ def move_pending(
         )
     )
     return moved.rowcount == 1
-
-
-# --- running -> settling -> an end ----------------------------------------------------------------------------------
-
-
-def _unsettled() -> ColumnElement[bool]:
-    """Its job has ended; or whoever settled it died; or rows of its job ran again after it was settled."""
-    ended = select(jobs.c.id).where(jobs.c.state.in_(JOB_FINAL))
-    again = ended.where(jobs.c.id == runs.c.job_id, jobs.c.published_generation > runs.c.generation).exists()
-    return or_(
-        and_(runs.c.state == RunState.RUNNING, runs.c.job_id.in_(ended)),
-        and_(runs.c.state == RunState.SETTLING, runs.c.lease_until < now()),
-        and_(runs.c.state.in_(RUN_FINAL), again),
-    )
-
-
-def unsettled(conn: Connection) -> list[Run]:
-    """Runs whose job has ended and that nobody settles."""
-    return [as_run(row) for row in conn.execute(selected().where(_unsettled()).order_by(runs.c.slot, runs.c.id))]
-
-
-def claim(conn: Connection, run: Run, owner: str, lease_seconds: float) -> int | None:
-    """Two runs of one schedule are settled in turn: they change the same data set."""
-    schedule_moves.locked(conn, run.schedule_id)
-    busy = conn.scalar(
-        select(func.count())
-        .select_from(runs)
-        .where(
-            runs.c.schedule_id == run.schedule_id,
-            runs.c.id != run.id,
-            runs.c.state == RunState.SETTLING,
-            runs.c.lease_until >= now(),
-        )
-    )
-    if busy:
-        return None
-    return conn.execute(
-        update(runs)
-        .where(runs.c.id == run.id, runs.c.attempt == run.attempt, _unsettled())
-        .values(
-            state=RunState.SETTLING,
-            epoch=runs.c.epoch + 1,
-            lease_owner=owner,
-            lease_until=now() + lease_seconds,
-            finished_at=None,
-            settling_at=func.coalesce(runs.c.settling_at, now()),
-        )
-        .returning(runs.c.epoch)
-    ).scalar_one_or_none()
-
-
-def renew(conn: Connection, run: RunRowId, epoch: int, lease_seconds: float) -> None:
-    renewed = conn.execute(
-        update(runs)
-        .where(runs.c.id == run, runs.c.epoch == epoch, runs.c.state == RunState.SETTLING)
-        .values(lease_until=now() + lease_seconds)
-    )
-    if renewed.rowcount != 1:
-        raise _fenced(conn, run, epoch, "renew its lease")
-
-
-def finish(
-    conn: Connection,
-    run: RunRowId,
-    epoch: int,
-    state: RunState,
-    gates: Sequence[dict[str, Any]],
-    reason: str | None,
-    notice: Notice | None,
-    generation: int,
-) -> Run:
-    finished = conn.execute(
-        update(runs)
-        .where(runs.c.id == run, runs.c.epoch == epoch, runs.c.state == RunState.SETTLING)
-        .values(
-            state=state,
-            gates=list(gates),
-            reason=reason,
-            generation=generation,
-            notice=notice,
-            noticed_at=None,
-            finished_at=now(),
-            lease_owner=None,
-            lease_until=0,
-        )
-    )
-    found = get(conn, run)
-    if finished.rowcount != 1 and (found.epoch, found.state) != (epoch, state):  # else our own, whose answer was lost
-        raise _fenced(conn, run, epoch, "finish it")
-    return found
-
-
-def _fenced(conn: Connection, run: RunRowId, epoch: int, wish: str) -> Fenced:
-    now_is = get(conn, run)
-    return Fenced(
-        f"run {now_is.label} of schedule {now_is.schedule} is {now_is.state} under epoch {now_is.epoch};"
-        f" epoch {epoch} may not {wish}"
-    )
 
 
 def owns(job_id: ColumnElement[JobId]) -> ColumnElement[bool]:

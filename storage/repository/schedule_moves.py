@@ -14,7 +14,7 @@ from storage import schedule_tables as tables
 from storage.database import Database, now
 from storage.errors import NoSuchSchedule, ScheduleConflict
 from storage.records import NewJob
-from storage.repository import notices, runs, schedules
+from storage.repository import notices, runs, schedules, settling
 from storage.schedule_records import NewRun, NewSchedule, Notice, Run, RunRowId, Schedule, ScheduleId
 from storage.states import RunState
 
@@ -155,12 +155,12 @@ class ScheduleMoves:
         """Take the right to settle a run whose job has ended: running -> settling; its new epoch. None: somebody
         settles it, or another run of this schedule."""
         with self._db.write() as conn:
-            return runs.claim(conn, run, owner, lease_seconds)
+            return settling.claim(conn, run, owner, lease_seconds)
 
     def renew_run(self, run: RunRowId, epoch: int, lease_seconds: float) -> None:
         """Raises Fenced."""
         with self._db.write() as conn:
-            runs.renew(conn, run, epoch, lease_seconds)
+            settling.renew(conn, run, epoch, lease_seconds)
 
     def finish_run(
         self,
@@ -176,9 +176,15 @@ class ScheduleMoves:
         """settling -> its end. `generation`: of the job's output that was settled; once there is a newer one the run
         is settled again. Raises Fenced."""
         with self._db.write() as conn:
-            ended = runs.finish(conn, run, epoch, state, gates, reason, notice, generation)
+            ended = settling.finish(conn, run, epoch, state, gates, reason, notice, generation)
         _log.info("run_ended schedule=%s label=%s state=%s reason=%s", ended.schedule, ended.label, state, reason)
         return ended
+
+    def release_run(self, run: RunRowId, epoch: int, *, delay_seconds: float = 0.0, counts: bool = True) -> None:
+        """settling -> running: it could not be settled, and others go on; not before `delay_seconds` it is tried again.
+        `counts`: among the tries of this attempt. Raises Fenced."""
+        with self._db.write() as conn:
+            settling.release(conn, run, epoch, delay_seconds, counts)
 
     def get_run(self, run: RunRowId) -> Run:
         with self._db.read() as conn:
@@ -204,21 +210,22 @@ class ScheduleMoves:
     def unsettled_runs(self) -> list[Run]:
         """Runs whose job has ended and that nobody settles now."""
         with self._db.read() as conn:
-            return runs.unsettled(conn)
-
-    def has_run_ends(self, most_tries: int) -> bool:
-        """Is there a run to be settled, or a notice to be sent?"""
-        with self._db.read() as conn:
-            return bool(runs.unsettled(conn) or notices.unsent(conn, most_tries))
+            return settling.unsettled(conn)
 
     # --- notices --------------------------------------------------------------------------------------------
     def unsent_notices(self, most_tries: int) -> list[Run]:
-        """Runs of which a webhook is still to be told, and whose turn has come."""
+        """Runs of which a webhook is still to be told, and whose turn has come; those first that were tried least."""
         with self._db.read() as conn:
             return notices.unsent(conn, most_tries)
 
+    def claim_notice(self, run: Run, lease_seconds: float) -> bool:
+        """Take the next try at a notice: nobody else tries for so long. False: somebody else has it, or there is no
+        more to tell."""
+        with self._db.write() as conn:
+            return notices.claim(conn, run, lease_seconds)
+
     def note_notice(self, run: Run, *, error: str | None, delay_seconds: float = 0.0) -> None:
-        """It was sent, or not, and then not before `delay_seconds` again."""
+        """It was taken, or not, and then it is not offered before `delay_seconds` again."""
         with self._db.write() as conn:
             notices.note(conn, run, error, delay_seconds)
 
