@@ -38,7 +38,8 @@ class NewSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """`cursor`: the last slot that was looked at, `2026-11-27T02:30:00` in the schedule's own zone."""
+    """`cursor`: the last slot that was looked at, `2026-11-27T02:30:00` in the schedule's own zone. `left_out`: when
+    last too many slots came due at once, those between these two were put into no run."""
 
     id: ScheduleId
     declared: NewSchedule
@@ -47,6 +48,7 @@ class Schedule:
     paused: bool
     created_at: datetime
     ticked_at: datetime | None
+    left_out: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from jobs.exits import TimedOut, UsageError
 from jobs.schedules.backfill import AGAIN, Order, Which, backfill_key, choose, queued
 from jobs.schedules.cron import Cron, Slot
 from jobs.schedules.spec import differences, is_dated_input, parse_schedule
+from jobs.schedules.template import slot_of
 from storage.errors import ScheduleConflict
 from storage.repository import Repository
 from storage.schedule_records import NewRun, NewSchedule, Run, RunRowId, Schedule
@@ -117,6 +118,8 @@ def run_now(repository: Repository, name: str, label: str | None, *, again: bool
     schedule = _going(repository, name)
     cron = cron_of(schedule.declared)
     slot = next(iter(cron.due("", _now(repository), 1)), None) if label is None else cron.labelled(label)
+    if slot is None and label is not None:  # of an expression that was changed since
+        slot = next((slot_of(run) for run in repository.runs(schedule.id, labels=[label])), None)
     if slot is None:
         raise UsageError(f"schedule {name} has no slot {label}; its labels look like {_example(schedule)}")
     new = NewRun(
@@ -131,9 +134,9 @@ def run_now(repository: Repository, name: str, label: str | None, *, again: bool
     made = repository.queue_runs(schedule.id, [new], RUN_FINAL if again else RUN_FINAL - {RunState.SUCCEEDED})
     if made:
         return made[0]
-    [found] = repository.runs(schedule.id, labels=[slot.label])
+    found = repository.run_of_slot(schedule.id, slot.name) or repository.runs(schedule.id, labels=[slot.label])[0]
     hint = "it is at work" if found.state in RUN_OPEN else "--again runs it once more"
-    raise ScheduleConflict(f"run {slot.label} of schedule {name} is {found.state.value}; {hint}")
+    raise ScheduleConflict(f"run {found.label} of schedule {name} is {found.state.value}; {hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +178,8 @@ def plan_backfill(
     slots = [slot for slot in in_range if slot.instant <= now]
     if len(slots) > MOST_DATES:
         raise UsageError(f"the range has more than {MOST_DATES} dates of schedule {name}; take it in parts")
-    runs = {run.label: run for run in repository.runs(schedule.id)}
+    present = repository.runs(schedule.id)
+    runs = {run.slot: run for run in present} | {run.label: run for run in present}
     key = backfill_key(declared, str(first), str(last), which)
     return Backfill(
         schedule=schedule,

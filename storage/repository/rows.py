@@ -104,6 +104,7 @@ def as_schedule(row: Row[Any]) -> Schedule:
         paused=row.paused_at is not None,
         created_at=_as_time(row.created_at),
         ticked_at=_as_time_or_none(row.ticked_at),
+        left_out=None if row.left_out_before is None else (row.left_out_after, row.left_out_before),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, func, select, true, update
@@ -37,6 +38,11 @@ def of_schedule(conn: Connection, schedule_id: ScheduleId, labels: Collection[st
     return [as_run(row) for row in conn.execute(query if labels is None else query.where(runs.c.label.in_(labels)))]
 
 
+def of_slot(conn: Connection, schedule_id: ScheduleId, slot: str) -> Run | None:
+    row = conn.execute(selected().where(runs.c.schedule_id == schedule_id, runs.c.slot == slot)).first()
+    return None if row is None else as_run(row)
+
+
 def pending(conn: Connection) -> list[Run]:
     """Runs without a job, of schedules that are not paused, in the order in which they start."""
     rows = conn.execute(
@@ -52,6 +58,19 @@ def active(conn: Connection, schedule_id: ScheduleId) -> list[Run]:
         selected().where(runs.c.schedule_id == schedule_id, runs.c.state.in_(RUN_ACTIVE)).order_by(runs.c.slot)
     )
     return [as_run(row) for row in rows]
+
+
+def labelled(conn: Connection, schedule_id: ScheduleId, new: Sequence[NewRun]) -> list[NewRun]:
+    """Each under the label that its slot has already: a changed expression may change the form of labels, and what was
+    run as 2026-11-27 is not run again as 2026-11-27T00-00. The caller holds the schedule's row."""
+    if not new:
+        return []
+    slots = [run.slot for run in new]
+    found = select(runs.c.slot, runs.c.label).where(
+        runs.c.schedule_id == schedule_id, runs.c.slot.between(min(slots), max(slots))
+    )
+    labels = {row.slot: row.label for row in conn.execute(found)}
+    return [replace(run, label=labels.get(run.slot, run.label)) for run in new]
 
 
 def add(conn: Connection, schedule_id: ScheduleId, new: Sequence[NewRun]) -> list[Run]:
@@ -119,9 +138,10 @@ def queue_again(conn: Connection, schedule_id: ScheduleId, run: NewRun, states: 
 # --- queued, waiting -> running -------------------------------------------------------------------------------------
 
 
-def start(conn: Connection, run: Run, job: NewJob, run_id: str) -> Run | None:
-    """None when there is no place for it, or somebody else moved it."""
-    if schedule_moves.locked(conn, run.schedule_id).paused_at is not None:
+def start(conn: Connection, run: Run, job: NewJob, run_id: str, revision: int | None) -> Run | None:
+    """None when there is no place for it, or somebody else moved it or changed its schedule."""
+    schedule = schedule_moves.locked(conn, run.schedule_id)
+    if schedule.paused_at is not None or revision not in (None, schedule.revision):
         return None
     if not _has_place(conn, run.schedule_id, run.backfill, run.max_active):
         return None
@@ -157,9 +177,17 @@ def _has_place(conn: Connection, schedule_id: ScheduleId, backfill: str | None, 
 
 
 def move_pending(
-    conn: Connection, run: Run, state: RunState, reason: str | None, notice: Notice | None, wait_until: float | None
+    conn: Connection,
+    run: Run,
+    state: RunState,
+    reason: str | None,
+    notice: Notice | None,
+    wait_until: float | None,
+    revision: int | None,
 ) -> bool:
-    """queued, waiting -> another state without a job. False when somebody else moved it."""
+    """queued, waiting -> another state without a job. False when somebody else moved it or changed its schedule."""
+    if revision not in (None, schedule_moves.locked(conn, run.schedule_id).revision):
+        return False
     moved = conn.execute(
         update(runs)
         .where(runs.c.id == run.id, runs.c.attempt == run.attempt, runs.c.state == run.state)

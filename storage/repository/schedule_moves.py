@@ -100,16 +100,19 @@ class ScheduleMoves:
             return schedules.get(conn, run.schedule_id)
 
     # --- runs -----------------------------------------------------------------------------------------------
-    def fire(self, schedule: Schedule, cursor: str, new: Sequence[NewRun]) -> list[Run] | None:
-        """Record what becomes of the slots up to `cursor`, each run together with its job. Labels that have a run
-        already are left out; a job that finds no place (max_active) is not made, and its run is queued.
+    def fire(
+        self, schedule: Schedule, cursor: str, new: Sequence[NewRun], *, left_out_before: str | None = None
+    ) -> list[Run] | None:
+        """Record what becomes of the slots up to `cursor`, each run together with its job. Labels and slots that have a
+        run already are left out; a job that finds no place (max_active) is not made, and its run is queued.
+        `left_out_before`: slots before this one came due as well, and are in no run.
 
-        None, and nothing has changed, when somebody else was faster or the schedule is paused."""
+        None, and nothing has changed, when somebody else was faster, or changed or paused the schedule."""
         failpoints.reach("fire.before_sql")
         with self._db.write() as conn:
-            if not schedules.turn_to(conn, schedule.id, schedule.cursor, cursor):
+            if not schedules.turn_to(conn, schedule, cursor, left_out_before):
                 return None
-            made = runs.add(conn, schedule.id, new)
+            made = runs.add(conn, schedule.id, runs.labelled(conn, schedule.id, new))
         failpoints.reach("fire.after_sql")
         for run in made:
             _log.info("run_made schedule=%s label=%s state=%s job=%s", run.schedule, run.label, run.state, run.job_id)
@@ -117,20 +120,21 @@ class ScheduleMoves:
 
     def queue_runs(self, schedule_id: ScheduleId, new: Sequence[NewRun], states: Collection[RunState]) -> list[Run]:
         """Queue labels without a run, and again those whose run has ended in one of `states`; the runs that are queued
-        by this call."""
+        by this call. Raises NoSuchSchedule, ScheduleConflict when the schedule was removed or paused meanwhile."""
         queued = []
         with self._db.write() as conn:
-            schedules.locked(conn, schedule_id)
-            for run in new:
+            schedules.going(conn, schedule_id)
+            for run in runs.labelled(conn, schedule_id, new):
                 made = runs.add(conn, schedule_id, [run])
                 again = None if made else runs.queue_again(conn, schedule_id, run, states)
                 queued += made if again is None else [again]
         return queued
 
-    def start_run(self, run: Run, job: NewJob, run_id: str) -> Run | None:
-        """queued, waiting -> running, together with its job. None: no place is free, or somebody else moved it."""
+    def start_run(self, run: Run, job: NewJob, run_id: str, *, revision: int | None = None) -> Run | None:
+        """queued, waiting -> running, together with its job. None: no place is free, or somebody else moved it, or the
+        schedule is no longer of the `revision` that the job was made from."""
         with self._db.write() as conn:
-            started = runs.start(conn, run, job, run_id)
+            started = runs.start(conn, run, job, run_id, revision)
         if started is not None:
             _log.info("run_started schedule=%s label=%s job=%s", run.schedule, run.label, started.job_id)
         return started
@@ -143,10 +147,12 @@ class ScheduleMoves:
         reason: str | None = None,
         notice: Notice | None = None,
         wait_until: float | None = None,
+        revision: int | None = None,
     ) -> bool:
-        """queued, waiting -> any state without a job. False when somebody else moved it."""
+        """queued, waiting -> any state without a job. False when somebody else moved it, or the schedule is not of this
+        `revision` any more."""
         with self._db.write() as conn:
-            moved = runs.move_pending(conn, run, state, reason, notice, wait_until)
+            moved = runs.move_pending(conn, run, state, reason, notice, wait_until, revision)
         if moved and state != run.state:
             _log.info("run_moved schedule=%s label=%s state=%s reason=%s", run.schedule, run.label, state, reason)
         return moved
@@ -196,6 +202,11 @@ class ScheduleMoves:
         """Newest label first."""
         with self._db.read() as conn:
             return runs.of_schedule(conn, schedule_id, labels, limit)
+
+    def run_of_slot(self, schedule_id: ScheduleId, slot: str) -> Run | None:
+        """Whatever its label."""
+        with self._db.read() as conn:
+            return runs.of_slot(conn, schedule_id, slot)
 
     def pending_runs(self) -> list[Run]:
         """Runs that have no job yet, of schedules that are not paused, in the order in which they start."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 
 from jobs.exits import TimedOut, UsageError
 from jobs.schedules import actions
-from storage.errors import ScheduleConflict
+from storage.errors import NoSuchSchedule, ScheduleConflict
 from storage.records import JobId
 from storage.states import RunState
 from tests.unit.jobs.schedules.office import Office
@@ -144,6 +145,53 @@ def test_a_date_that_is_no_slot_and_a_schedule_that_is_paused_are_refused(noon: 
     with pytest.raises(ScheduleConflict, match=r"is paused.*schedule resume nightly"):
         actions.run_now(noon.repository, "nightly", None, again=False)
     assert not actions.resume(noon.repository, "nightly").paused
+
+
+def test_a_slot_that_has_run_is_not_run_again_under_another_form_of_its_label(noon: Office) -> None:
+    noon.add()
+    run = actions.run_now(noon.repository, "nightly", "2026-11-24", again=False)
+    noon.tick()
+    noon.end_job("2026-11-24")
+    seen = noon.repository.get_schedule("nightly")
+    noon.repository.change_schedule(seen, replace(seen.declared, cron="0 0,6 * * *"))
+
+    plan = actions.plan_backfill(noon.repository, "nightly", LAST, LAST)
+    assert [slot.label for slot in plan.chosen] == ["2026-11-24T06-00"]
+    for label, attempt in (("2026-11-24T00-00", 2), ("2026-11-24", 3)):  # both name it
+        again = actions.run_now(noon.repository, "nightly", label, again=False)
+        assert (again.id, again.label, again.attempt) == (run.id, "2026-11-24", attempt)
+        with pytest.raises(ScheduleConflict, match="run 2026-11-24 of schedule nightly is queued; it is at work"):
+            actions.run_now(noon.repository, "nightly", label, again=True)
+        noon.tick()
+        noon.end_job("2026-11-24")
+
+    assert list(noon.states()) == ["2026-11-24"]
+
+
+def test_a_schedule_that_is_removed_while_its_run_is_asked_for_ends_that_with_an_error(
+    noon: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noon.add()
+    real = noon.repository.queue_runs
+
+    def overtaken(*arguments: Any) -> Any:
+        noon.repository.remove_schedule("nightly")
+        return real(*arguments)
+
+    monkeypatch.setattr(noon.repository, "queue_runs", overtaken)
+
+    with pytest.raises(NoSuchSchedule, match="schedule nightly was removed"):
+        actions.run_now(noon.repository, "nightly", None, again=False)
+
+
+def test_a_run_that_is_followed_ends_with_its_schedule(noon: Office) -> None:
+    noon.add()
+    run = actions.run_now(noon.repository, "nightly", None, again=False)
+    steps = iter([lambda: None, lambda: noon.repository.remove_schedule("nightly")])
+
+    followed = actions.follow(noon.repository, [run.id], poll_seconds=0, check=lambda: next(steps)() and None)
+
+    assert [(each.state, each.reason) for each in followed][1:] == [(RunState.CANCELLED, "its schedule was removed")]
 
 
 # --- backfill -------------------------------------------------------------------------------------------------------

@@ -73,34 +73,27 @@ def test_two_ticks_that_decide_at_the_same_time_make_one_run(office: Office) -> 
     assert len(office.repository.list_jobs()) == 1
 
 
-@pytest.mark.parametrize(
-    ("catch_up", "wanted"),
-    [
-        ("none", [RunState.MISSED, RunState.MISSED, RunState.MISSED]),
-        ("latest", [RunState.MISSED, RunState.MISSED, RUNNING]),
-        ("all", [RUNNING, QUEUED, QUEUED]),
-    ],
-)
-def test_three_midnights_without_a_tick_are_caught_up_as_the_schedule_says(
-    office: Office, catch_up: str, wanted: list[RunState]
-) -> None:
+def test_a_tick_that_read_its_input_while_the_schedule_was_changed_starts_nothing_of_the_old(office: Office) -> None:
     office.write("in/a.parquet", "one")
-    office.add(catch_up=catch_up)
+    office.add()
+    office.at(f"{WEDNESDAY}T00:00:10")
+    stale = office.ticker()
+    real = stale._prepare
 
-    office.tick(f"{FRIDAY}T08:00:00")
-    office.tick(f"{FRIDAY}T08:00:30")
+    def overtaken(*arguments: object) -> object:
+        seen = office.repository.get_schedule("nightly")
+        job = {**seen.declared.job, "options": {"max_tokens": 9}}
+        office.repository.change_schedule(seen, replace(seen.declared, job=job))
+        return real(*arguments)  # type: ignore[arg-type]
 
-    assert office.states() == dict(zip((WEDNESDAY, THURSDAY, FRIDAY), wanted, strict=True))
+    stale._prepare = overtaken  # type: ignore[assignment]
 
+    stale.tick()
+    assert office.states() == {}
+    office.tick()
 
-def test_only_the_newest_of_many_missed_slots_tells_the_webhook(office: Office) -> None:
-    office.write("in/a.parquet", "one")
-    office.add(catch_up="none", terms=WEBHOOK)
-
-    office.tick(f"{FRIDAY}T08:00:00")
-
-    assert [run.notice for run in office.runs()] == [None, None, "missed"]
-    assert "nobody ticked" in str(office.run(FRIDAY).reason)
+    assert office.states() == {WEDNESDAY: RUNNING}
+    assert submission_of(office.job_of(WEDNESDAY), office.settings).options.sampling.params.max_tokens == 9
 
 
 def test_queued_runs_start_in_turn_as_places_become_free(office: Office) -> None:
