@@ -52,14 +52,14 @@ class Mill:
     def write(self, **columns: Any) -> None:
         pq.write_table(pa.table(columns), self.input)
 
-    def night(self, day: int, **columns: Any) -> Run:
-        """The night before this day of November, with this input; its run, ended."""
+    def night(self, day: int, *, shards: int | None = None, **columns: Any) -> Run:
+        """The night before this day of November, with this input; its run, ended. `shards`: that get their turn."""
         self.write(**columns)
         self.now = datetime(2026, 11, day, 0, 0, 10, tzinfo=UTC)
-        self.work()
+        self.work(shards)
         return self.run(f"2026-11-{day:02d}")
 
-    def work(self) -> None:
+    def work(self, shards: int | None = None) -> None:
         """What beat, control worker, worker and reconciler do, until nothing is left to do."""
         Ticker(self.settings, self.repository, clock=lambda: self.now.timestamp()).tick()
         planner = AbandonedJobs(self.settings, self.repository, "planner")
@@ -67,12 +67,13 @@ class Mill:
         planner.wait()
         for job in self.repository.list_jobs():
             if job.state not in JOB_FINAL and job.tags:
-                self._finish(job)
+                self._finish(job, shards)
         Settler(self.settings, self.repository, "settler").work()
 
-    def _finish(self, job: Job) -> None:
-        for shard in self.repository.shards(job.id):
+    def _finish(self, job: Job, shards: int | None) -> None:
+        for shard in self.repository.shards(job.id)[:shards]:
             run_shard(self.bench.tools, shard.id, threading.Event())
+        self.repository.stop_jobs()
         self.repository.advance_jobs()
         epoch = self.repository.claim_job(job.id, "publisher", 60)
         assert epoch is not None
