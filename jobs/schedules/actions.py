@@ -44,8 +44,9 @@ def upcoming(schedule: Schedule) -> Slot | None:
 
 
 def _wall(repository: Repository, declared: NewSchedule) -> str:
-    """The zone's clock now, as a cursor."""
-    return cron_of(declared).wall(_now(repository)).isoformat(timespec="seconds")
+    """The zone's clock now, as a cursor; or the newest slot that has come, where the clock shows an hour again."""
+    cron, now = cron_of(declared), _now(repository)
+    return max(cron.wall(now).isoformat(timespec="seconds"), *(slot.name for slot in cron.due("", now, 1)))
 
 
 def _now(repository: Repository) -> datetime:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, select, true, update
+from sqlalchemy import ColumnElement, Connection, Select, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import now
@@ -164,16 +164,20 @@ def begin(conn: Connection, run: RunRowId, attempt: int, job: NewJob, run_id: st
 
 def _has_place(conn: Connection, schedule_id: ScheduleId, backfill: str | None, most: int) -> bool:
     """A backfill and the schedule's own runs have places of their own: neither holds the other up. But of runs that
-    leave out what others have generated, one must have ended before the next begins."""
-    in_turn = bool(conn.scalar(select(schedules.c.only_new).where(schedules.c.id == schedule_id)))
-    own = runs.c.backfill.is_(None) if backfill is None else runs.c.backfill.is_not(None)
-    kind = true() if in_turn else own
-    taken = conn.scalar(
-        select(func.count())
-        .select_from(runs)
-        .where(runs.c.schedule_id == schedule_id, runs.c.state.in_(RUN_ACTIVE), kind)
-    )
-    return int(taken or 0) < (1 if in_turn else most)
+    leave out what others have generated, one must have ended before the next begins, also one of a schedule that was
+    removed and had the same data set."""
+    schedule = conn.execute(
+        select(schedules.c.only_new, schedules.c.dataset).where(schedules.c.id == schedule_id)
+    ).one()
+    kind: list[ColumnElement[bool]]
+    if schedule.only_new:
+        same = select(schedules.c.id).where(schedules.c.dataset == schedule.dataset)
+        most, kind = 1, [runs.c.schedule_id.in_(same)]
+    else:
+        own = runs.c.backfill.is_(None) if backfill is None else runs.c.backfill.is_not(None)
+        kind = [runs.c.schedule_id == schedule_id, own]
+    taken = conn.scalar(select(func.count()).select_from(runs).where(runs.c.state.in_(RUN_ACTIVE), *kind))
+    return int(taken or 0) < most
 
 
 def move_pending(

@@ -9,6 +9,7 @@ import pytest
 
 from jobs.exits import TimedOut, UsageError
 from jobs.schedules import actions
+from jobs.schedules.spec import parse_schedule
 from storage.errors import NoSuchSchedule, ScheduleConflict
 from storage.records import JobId
 from storage.states import RunState
@@ -73,6 +74,18 @@ def test_a_changed_time_counts_from_now_on_and_a_changed_zone_goes_on_after_the_
 
     apply(noon, zone="UTC", cron="0 6 * * *")
     assert noon.repository.get_schedule("nightly").cursor == "2026-11-25T08:00:00"
+
+
+def test_what_is_declared_while_an_hour_is_shown_again_does_not_fire_for_the_first_time(noon: Office) -> None:
+    noon.at("2026-10-25T01:10:00")  # 02:10 in Berlin, for the second time
+    table = {"cron": "*/20 * * * *", "zone": "Europe/Berlin", "input": "in/*.parquet", "dataset": "d", "model": "m"}
+
+    actions.add(noon.repository, parse_schedule("nightly", table, noon.folder))
+    noon.tick()
+    assert noon.states() == {}
+    noon.tick("2026-10-25T02:00:00")
+
+    assert list(noon.states()) == ["2026-10-25T03-00"]
 
 
 def test_schedules_that_the_file_does_not_name_are_removed_only_where_asked_for(noon: Office) -> None:

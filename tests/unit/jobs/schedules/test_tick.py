@@ -53,49 +53,6 @@ def test_a_clock_that_is_set_forward_and_back_an_hour_changes_nothing(office: Of
     assert office.states() == {WEDNESDAY: RUNNING, THURSDAY: RUNNING}
 
 
-def test_two_ticks_that_decide_at_the_same_time_make_one_run(office: Office) -> None:
-    office.write("in/a.parquet", "one")
-    office.add()
-    office.at(f"{WEDNESDAY}T00:00:10")
-    other = office.ticker()
-    real = other._prepare
-
-    def overtaken(*arguments: object) -> object:
-        other._prepare = real
-        office.tick()  # while the first one still reads its input
-        return real(*arguments)  # type: ignore[arg-type]
-
-    other._prepare = overtaken  # type: ignore[assignment]
-
-    other.tick()
-
-    assert office.states() == {WEDNESDAY: RUNNING}
-    assert len(office.repository.list_jobs()) == 1
-
-
-def test_a_tick_that_read_its_input_while_the_schedule_was_changed_starts_nothing_of_the_old(office: Office) -> None:
-    office.write("in/a.parquet", "one")
-    office.add()
-    office.at(f"{WEDNESDAY}T00:00:10")
-    stale = office.ticker()
-    real = stale._prepare
-
-    def overtaken(*arguments: object) -> object:
-        seen = office.repository.get_schedule("nightly")
-        job = {**seen.declared.job, "options": {"max_tokens": 9}}
-        office.repository.change_schedule(seen, replace(seen.declared, job=job))
-        return real(*arguments)  # type: ignore[arg-type]
-
-    stale._prepare = overtaken  # type: ignore[assignment]
-
-    stale.tick()
-    assert office.states() == {}
-    office.tick()
-
-    assert office.states() == {WEDNESDAY: RUNNING}
-    assert submission_of(office.job_of(WEDNESDAY), office.settings).options.sampling.params.max_tokens == 9
-
-
 def test_queued_runs_start_in_turn_as_places_become_free(office: Office) -> None:
     office.write("in/a.parquet", "one")
     office.add(catch_up="all")
