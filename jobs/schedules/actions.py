@@ -19,7 +19,7 @@ from jobs.schedules.template import slot_of
 from storage.errors import ScheduleConflict
 from storage.repository import Repository
 from storage.schedule_records import NewRun, NewSchedule, Run, RunRowId, Schedule
-from storage.states import RUN_FINAL, RUN_OPEN, RunState
+from storage.states import RUN_FINAL, RUN_OPEN, RUN_PENDING, RunState
 
 MOST_DATES = 10_000  # of one backfill
 
@@ -201,11 +201,15 @@ def start_backfill(repository: Repository, plan: Backfill) -> list[Run]:
 
 def _going(repository: Repository, name: str) -> Schedule:
     schedule = repository.get_schedule(name)
+    _check_going(schedule)
+    return schedule
+
+
+def _check_going(schedule: Schedule) -> None:
     if schedule.paused:
         raise ScheduleConflict(
-            f"schedule {name} is paused, so nothing of it starts: `nightmill schedule resume {name}`"
+            f"schedule {schedule.name} is paused, so nothing of it starts: `nightmill schedule resume {schedule.name}`"
         )
-    return schedule
 
 
 def _example(schedule: Schedule) -> str:
@@ -225,11 +229,13 @@ def follow(
     check: Callable[[], None] = lambda: None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Iterator[Run]:
-    """Each run again when its state has changed, until all have ended. Raises TimedOut, and what `check` raises."""
+    """Each run again when its state has changed, until all have ended. Raises TimedOut, ScheduleConflict when the
+    schedule is paused before they begin, and what `check` raises."""
     deadline = None if timeout is None else monotonic() + timeout
     seen: dict[RunRowId, RunState] = {}
     while True:
         check()
+        schedule = repository.schedule_of(repository.get_run(wanted[0])) if wanted else None  # first, then its runs
         for run_id in wanted:
             if seen.get(run_id) in RUN_FINAL:
                 continue
@@ -237,8 +243,11 @@ def follow(
             if seen.get(run_id) != run.state:
                 seen[run_id] = run.state
                 yield run
-        if all(state in RUN_FINAL for state in seen.values()):
+        left = {state for state in seen.values() if state not in RUN_FINAL}
+        if not left:
             return
+        if schedule is not None and left <= RUN_PENDING:
+            _check_going(schedule)
         if deadline is not None and monotonic() >= deadline:
             raise TimedOut("the runs have not ended in time; they go on, and `nightmill schedule show` tells of them")
         time.sleep(poll_seconds)

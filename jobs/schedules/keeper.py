@@ -84,8 +84,9 @@ class ScheduleKeeper:
             self._next = self._monotonic()  # a tick is under way, and may have looked already
 
     def stop(self) -> None:
+        deadline = self._monotonic() + STOP_SECONDS
         for each in (self._ticks, self._settling, self._telling):
-            each.wait(STOP_SECONDS)
+            each.wait(max(0.0, deadline - self._monotonic()))
 
     def wait(self) -> None:
         """Until what was begun has ended."""

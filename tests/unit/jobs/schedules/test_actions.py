@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 
-from jobs.exits import TimedOut, UsageError
+from jobs.exits import UsageError
 from jobs.schedules import actions
 from jobs.schedules.spec import parse_schedule
 from storage.errors import NoSuchSchedule, ScheduleConflict
-from storage.records import JobId
 from storage.states import RunState
 from tests.unit.jobs.schedules.office import Office
 
@@ -24,14 +23,6 @@ input = "in/*.parquet"
 dataset = "{dataset}"
 model = "org/model"
 """
-
-
-@pytest.fixture
-def noon(office: Office, monkeypatch: pytest.MonkeyPatch) -> Office:
-    """An office whose database has the clock of the test."""
-    office.write("in/a.parquet", "one")
-    monkeypatch.setattr(office.repository, "clock", lambda: office.now.timestamp())
-    return office
 
 
 def write_file(office: Office, *, cron: str = "0 0 * * *", zone: str = "UTC", dataset: str = "d") -> Path:
@@ -197,16 +188,6 @@ def test_a_schedule_that_is_removed_while_its_run_is_asked_for_ends_that_with_an
         actions.run_now(noon.repository, "nightly", None, again=False)
 
 
-def test_a_run_that_is_followed_ends_with_its_schedule(noon: Office) -> None:
-    noon.add()
-    run = actions.run_now(noon.repository, "nightly", None, again=False)
-    steps = iter([lambda: None, lambda: noon.repository.remove_schedule("nightly")])
-
-    followed = actions.follow(noon.repository, [run.id], poll_seconds=0, check=lambda: next(steps)() and None)
-
-    assert [(each.state, each.reason) for each in followed][1:] == [(RunState.CANCELLED, "its schedule was removed")]
-
-
 # --- backfill -------------------------------------------------------------------------------------------------------
 
 
@@ -266,28 +247,3 @@ def test_a_range_with_too_many_dates_is_refused_before_all_are_counted(noon: Off
 
     with pytest.raises(UsageError, match="has more than 10000 dates of schedule nightly; take it in parts"):
         actions.plan_backfill(noon.repository, "nightly", date(1999, 1, 1), LAST)
-
-
-# --- following ------------------------------------------------------------------------------------------------------
-
-
-def test_runs_are_followed_to_their_end(noon: Office) -> None:
-    noon.add()
-    run = actions.run_now(noon.repository, "nightly", None, again=False)
-    steps = iter([lambda: None, noon.tick, lambda: noon.end_job("2026-11-24")])
-
-    seen = [
-        each.state
-        for each in actions.follow(noon.repository, [run.id], poll_seconds=0, check=lambda: next(steps)() and None)
-    ]
-
-    assert seen == [RunState.QUEUED, RunState.RUNNING, RunState.FAILED]
-    assert noon.run("2026-11-24").job_id == JobId(1)
-
-
-def test_a_wait_can_be_given_up(noon: Office) -> None:
-    noon.add()
-    run = actions.run_now(noon.repository, "nightly", None, again=False)
-
-    with pytest.raises(TimedOut, match="they go on"):
-        list(actions.follow(noon.repository, [run.id], poll_seconds=0, timeout=0.0))
