@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -104,4 +104,6 @@ def _said(error: BaseException | None) -> str:
     """Why, without the address."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code}"
+    if isinstance(error, (ValueError, InvalidURL)):  # whose text quotes it
+        return "its address cannot be one"
     return str(getattr(error, "reason", None) or error or type(error).__name__)

@@ -58,6 +58,7 @@ class Settler:
         return sum(self._settle_one(run) for run in self._repository.unsettled_runs())
 
     def _settle_one(self, run: Run) -> bool:
+        epoch = None
         try:
             epoch = self._repository.claim_run(run, self._owner, self._settings.lease_seconds)
             if epoch is None:
@@ -81,8 +82,11 @@ class Settler:
             raise
         except Fenced as error:
             log.warning("settling stopped schedule=%s label=%s error=%s", run.schedule, run.label, error)
-        except Exception:  # a mistake of ours in one run; its lease runs out
+        except Exception:  # a mistake of ours in one run
             log.exception("settling stopped schedule=%s label=%s", run.schedule, run.label)
+            if epoch is not None:
+                with suppress(StorageError):  # else its lease runs out, and until then holds its schedule up
+                    self._repository.release_run(run.id, epoch, delay_seconds=self._settings.lease_seconds)
         return False
 
     def _end_of(self, run: Run, epoch: int) -> _End | _NotYet:

@@ -115,6 +115,13 @@ def test_a_receiver_out_of_reach_is_told_in_the_log_alone(caplog: pytest.LogCapt
     assert "webhook not taken host=127.0.0.1" in caplog.text
 
 
+def test_an_address_that_cannot_be_one_is_told_without_it(caplog: pytest.LogCaptureFixture) -> None:
+    why = webhook.send(terms_for("http://127.0.0.1:9/token-in-path\x7f"), "failure", {}, settings=QUICK)
+
+    assert why == "its address cannot be one"
+    assert "token-in-path" not in caplog.text
+
+
 def test_without_its_secret_nothing_is_sent(caplog: pytest.LogCaptureFixture) -> None:
     with receiving(200) as receiver:
         why = webhook.send(terms_for(receiver.url, "NO_SUCH_VARIABLE"), "success", {})

@@ -146,6 +146,26 @@ def test_trouble_of_one_run_holds_no_other_one_up(office: Office, fakes: Fakes) 
     assert office.states() == {DAY: RunState.RUNNING, NEXT: RunState.SUCCEEDED}
 
 
+def test_a_mistake_in_how_one_run_ends_holds_no_other_one_up(office: Office, fakes: Fakes) -> None:
+    started(office, max_active=2)
+    office.tick(f"{NEXT}T00:00:10")
+    complete(office)
+    complete(office, NEXT)
+    real = office.repository.finish_run
+
+    def finish_run(run: RunRowId, *arguments: Any, **options: Any) -> Any:
+        if run == office.run(DAY).id:
+            raise KeyError("oops")
+        return real(run, *arguments, **options)
+
+    office.repository.finish_run = finish_run  # type: ignore[method-assign]
+    fakes.answers = [TAKEN_IN, TAKEN_IN]
+
+    assert settler(office, fakes).work() == 1
+
+    assert office.states() == {DAY: RunState.RUNNING, NEXT: RunState.SUCCEEDED}
+
+
 def test_each_attempt_has_its_tries_for_itself(office: Office, fakes: Fakes) -> None:
     office.settings = office.settings.model_copy(update={"lease_seconds": -1.0, "max_shard_attempts": 2})
     started(office)
