@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jobs.planning import Plan, Progress, make_plan
@@ -18,6 +18,7 @@ from jobs.sampling import SamplingInvalid, check_overrides
 from jobs.settings import Settings
 from jobs.submission import submission_of
 from storage import layout
+from storage.dataset import names
 from storage.durable import inside
 from storage.errors import InputInvalid, JobConflict
 from storage.output import Owner, read_owner
@@ -104,6 +105,9 @@ def _check(job: Job, repository: Repository) -> None:
     """Raise JobConflict unless the job has ended with results that are still its own."""
     if job.state not in JOB_FINAL:
         raise JobConflict(f"job {job.id} is {job.state}; only the rows of a job that has ended can run again")
+    label = names.label_of_run(PurePath(job.output_uri))
+    if label is not None:
+        raise JobConflict(_of_a_run(job, label))
     if not job.published_generation:
         raise JobConflict(f"job {job.id} is {job.state} and has no published results; submit it again")
     holder = repository.find_job(output_uri=job.output_uri)
@@ -115,3 +119,16 @@ def _check(job: Job, repository: Repository) -> None:
             f"job {job.id} was submitted by an older version, which kept no options; submit {job.output_uri}"
             f"/{layout.ERRORS} as a job of its own"
         )
+
+
+def _of_a_run(job: Job, label: str) -> str:
+    """Readers of the data set follow its files, also those of an earlier attempt: they would see rows that no gate has
+    judged, and rows that another run has made since."""
+    schedule = job.tags.get("schedule")
+    again = (
+        "submit them into another run folder"
+        if schedule is None
+        else f"`nightmill schedule run {schedule} --date {label} --again` makes that date again, and readers keep what"
+        " they have until its gates have passed"
+    )
+    return f"job {job.id} made the run {label} of a data set, whose rows do not run again in place; {again}"

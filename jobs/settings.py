@@ -59,8 +59,8 @@ class Settings(BaseSettings):
     schedule_tick_seconds: float = 30.0  # between two looks at what is due, by the reconciler and by beat
     schedule_grace_seconds: float = 300.0  # a slot that nobody looked at for longer is late: catch-up decides
     schedule_slots: int = 1000  # of those that came due since the last look, only the newest are recorded
-    notice_tries: int = 10  # until a webhook that cannot be reached is given up
-    notice_pause_seconds: float = 30.0  # before the second try; then twice as long each time
+    notice_tries: int = 30  # until a webhook that takes nothing is given up: with the pauses below after about a day
+    notice_pause_seconds: float = 30.0  # before the second try; then twice as long each time, at most an hour
 
     # --- data sets --------------------------------------------------------------------------------------------
     dataset_checks: str = ""  # functions that a data set may name as a gate: package.module:function, with commas

@@ -23,7 +23,8 @@ NAMES = (
     *("publish.before_sql", "publish.after_sql", "dispatch.after_sql"),
     *("fire.before_sql", "fire.after_sql"),
     *("settle.before_verdict", "settle.after_verdict", "settle.before_current", "settle.after_current"),
-    *("settle.after_card", "settle.after_move", "settle.after_retention", "settle.after_webhook", "settle.before_sql"),
+    *("settle.after_card", "settle.after_move", "settle.after_retention", "settle.before_sql"),
+    "tell.after_webhook",
 )
 
 

@@ -14,7 +14,7 @@ RunRowId = NewType("RunRowId", int)
 CatchUp = Literal["none", "latest", "all"]
 Overlap = Literal["skip", "queue", "cancel_previous"]
 Cause = Literal["schedule", "manual", "backfill"]
-Notice = Literal["failure", "missed"]
+Notice = Literal["success", "failure", "missed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +38,8 @@ class NewSchedule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """`cursor`: the last slot that was looked at, `2026-11-27T02:30:00` in the schedule's own zone."""
+    """`cursor`: the last slot that was looked at, `2026-11-27T02:30:00` in the schedule's own zone. `left_out`: when
+    last too many slots came due at once, those between these two were put into no run."""
 
     id: ScheduleId
     declared: NewSchedule
@@ -47,6 +48,7 @@ class Schedule:
     paused: bool
     created_at: datetime
     ticked_at: datetime | None
+    left_out: tuple[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -97,6 +99,7 @@ class Run:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    settle_tries: int = 0
     notice: Notice | None = None
     notice_tries: int = 0
     notice_error: str | None = None

@@ -49,6 +49,8 @@ schedules = Table(
     Column("cursor", String, nullable=False),  # the last slot that was looked at, in the schedule's own zone
     Column("created_at", Double, nullable=False),
     Column("ticked_at", Double),  # when the last slots were recorded
+    Column("left_out_after", String),  # slots between these two came due at once and are in no run, being too many
+    Column("left_out_before", String),
     Column("paused_at", Double),
     Column("removed_at", Double),  # its name and data set are free again; its history stays
 )
@@ -77,7 +79,8 @@ schedule_runs = Table(
     # the right to settle
     Column("epoch", BigInteger, nullable=False, server_default=text("0")),
     Column("lease_owner", String),
-    Column("lease_until", Double, nullable=False, server_default=text("0")),
+    Column("lease_until", Double, nullable=False, server_default=text("0")),  # of a running one: not settled before
+    _integer("settle_tries", 0),  # of this attempt
     Column("gates", JSON),
     Column("reason", String),  # why it ended as it did, or what it waits for
     Column("created_at", Double, nullable=False),
@@ -85,7 +88,7 @@ schedule_runs = Table(
     Column("settling_at", Double),
     Column("finished_at", Double),
     # what the schedule's webhook has to be told, at least once
-    Column("notice", String),  # failure, missed
+    Column("notice", String),  # success, failure, missed
     _integer("notice_tries", 0),
     Column("notice_after", Double, nullable=False, server_default=text("0")),
     Column("notice_error", String),

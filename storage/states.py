@@ -11,6 +11,7 @@ Shard:  ready -> queued -> running -> done
 Row:    succeeded | errored | expired | canceled  (once it has ended)
 Run:    queued <-> waiting (no input yet) -> running -> settling -> succeeded | gates_failed | failed | cancelled
         queued, waiting -> failed | cancelled;  waiting -> no_input;  a slot that comes to nothing: skipped | missed
+        settling -> running (it could not be settled yet, and holds nobody up)
         any end -> queued (asked for again: the next attempt of the same label)
 """
 

@@ -99,8 +99,14 @@ def show(
         rows = [actions.as_row(run) for run in repository.runs(found.id, limit=limit)]
     options = dict(line[2:].split(": ", 1) for line in differences(None, found.declared))
     if json or not terminal.is_terminal():
-        terminal.write_json({"schedule": name, "paused": found.paused, "options": options, "runs": rows})
+        left_out = None if found.left_out is None else dict(zip(("after", "before"), found.left_out, strict=True))
+        shown = {"schedule": name, "paused": found.paused, "left_out": left_out, "options": options, "runs": rows}
+        terminal.write_json(shown)
         return
+    if found.left_out is not None:
+        after, before = found.left_out
+        terminal.say(f"too many slots came due at once: those after {after} and before {before} are in no run")
+        terminal.say(f"`nightmill schedule backfill {name} --from {after[:10]} --to {before[:10]}` makes up for them")
     terminal.write_rows(
         [{"what": key, "value": value} for key, value in options.items()], ["what", "value"], as_json=False
     )

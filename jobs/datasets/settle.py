@@ -1,13 +1,12 @@
-"""Settle a run whose job has ended: gates, then the pointer, the card, retention and the webhook.
+"""Settle a run whose job has ended: gates, then the pointer, the card and retention.
 
-    verdict-0001.json -> current.json -> README.md -> old run folders -> webhook
+    verdict-0001.json -> current.json -> README.md -> old run folders
 
 Each step finds out what an earlier call has done, so a call that was killed anywhere is simply made again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Callable
@@ -15,20 +14,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jobs.datasets.gates import GateResult, columns, evaluate
 from jobs.datasets.terms import DatasetTerms
-from jobs.datasets.webhook import Event, send
 from jobs.settings import Settings
-from storage import failpoints, layout
 from storage.dataset.card import card_bytes
 from storage.dataset.current import Current
 from storage.dataset.reading import current_files
 from storage.dataset.retention import Retention
 from storage.dataset.store import DatasetStore
 from storage.dataset.verdicts import Verdict, read_verdict
-from storage.durable import create_exclusive
 from storage.errors import FileDamaged
 from storage.parquet.generations import Generation, listed_file
 from storage.records import Job
@@ -75,7 +70,7 @@ def settle_run(
     if os.path.realpath(job.output_uri) != os.path.realpath(out):
         raise ValueError(f"job {job.id} wrote to {job.output_uri}, so it is not the run {out}")
     if not job.published_generation:
-        return _unpublished(job, run_label, run_id, dataset, terms, settings, f"job {job.id} is {job.state.value}")
+        return _unpublished(job, f"job {job.id} is {job.state.value}")
     try:
         recorded = read_verdict(out, job.published_generation)
         if recorded is None:
@@ -84,14 +79,13 @@ def settle_run(
             decide = partial(_as_recorded, recorded)
         verdict = store.settle(decide, now())
     except FileDamaged as error:
-        return _unpublished(job, run_label, run_id, dataset, terms, settings, str(error))
+        return _unpublished(job, str(error))
     try:
         store.write_card(partial(card_bytes, dataset.resolve().name))
         if terms.keep_runs is not None or terms.keep_days is not None:
             store.retain(_retention(terms), now())
-        _tell(verdict, out, dataset, terms, settings)
     except Exception:  # whatever it is: the verdict stands, and a run that readers have is not to be called failed
-        log.exception("card, retention or webhook failed after the verdict dataset=%s label=%s", dataset, run_label)
+        log.exception("card or retention failed after the verdict dataset=%s label=%s", dataset, run_label)
     gates = tuple(GateResult.from_dict(gate) for gate in verdict.gates)
     return Settled(published=verdict.accepted, gates=gates, reason=verdict.reason)
 
@@ -148,34 +142,8 @@ def _retention(terms: DatasetTerms) -> Retention:
     )
 
 
-def _unpublished(
-    job: Job, label: str, run: str, dataset: Path, terms: DatasetTerms, settings: Settings, reason: str
-) -> Settled:
-    """Nothing to judge: there are no results, or they cannot be read. Told again if it is settled again."""
+def _unpublished(job: Job, reason: str) -> Settled:
+    """Nothing to judge: there are no results, or they cannot be read."""
     if job.error and not job.published_generation:
         reason = _why_not_whole(job)
-    body = {"dataset": str(dataset), "label": label, "run": run, "job": int(job.id), "reason": reason}
-    send(terms, "failure", body, settings=settings)
     return Settled(published=False, gates=(), reason=reason)
-
-
-def _tell(verdict: Verdict, out: Path, dataset: Path, terms: DatasetTerms, settings: Settings) -> None:
-    """The webhook, unless it has taken this before: a mark beside the verdict says so."""
-    mark = out / f"{layout.META}/webhook-{verdict.generation:04d}.json"
-    if terms.webhook_url is None or mark.exists():
-        return
-    body: dict[str, Any] = {
-        "dataset": str(dataset),
-        "label": verdict.label,
-        "run": verdict.run,
-        "job": verdict.job,
-        "rows": verdict.rows,
-        "succeeded": verdict.succeeded,
-        "reason": verdict.reason,
-        "gates": list(verdict.gates),
-        "judged_at": verdict.at.isoformat(),
-    }
-    event: Event = "success" if verdict.accepted else "failure"
-    if send(terms, event, body, settings=settings):
-        failpoints.reach("settle.after_webhook")
-        create_exclusive(mark, (json.dumps({"event": event}) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Tell a webhook how a run of a data set ended: one signed POST, tried again for a while, never an error of the night.
+"""Tell a webhook how a run of a data set ended: one signed POST, tried again for seconds, never an error of the night.
 
     Nightmill-Event: success
     Nightmill-Delivery: 5f0c…                        equal for equal events, so that a receiver can drop repeats
@@ -19,7 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -42,16 +42,16 @@ def send(
     *,
     settings: Settings | None = None,
     clock: Callable[[], float] = time.time,
-) -> bool:
-    """POST the event, if the terms name a webhook; False if it was not taken, which the log tells. Never raises for
-    anything that the receiver, the network or the secret's variable does."""
+) -> str | None:
+    """POST the event, if the terms name a webhook. None: it was taken; else why not, without the address, which the log
+    tells as well. Never raises for anything that the receiver, the network or the secret's variable does."""
     if terms.webhook_url is None:
-        return True
+        return None
     host = urlsplit(terms.webhook_url).hostname  # a path may hold a token
     secret = os.environ.get(terms.webhook_secret_env or "")
     if not secret:
         log.error("webhook not sent host=%s event=%s: %s is not set", host, event, terms.webhook_secret_env)
-        return False
+        return f"the variable {terms.webhook_secret_env} is not set"
     content = json.dumps({"event": event, **body}, sort_keys=True, ensure_ascii=False, default=str).encode()
     patience = Settings() if settings is None else settings
     tries = Retrying(
@@ -64,9 +64,9 @@ def send(
     except (RetryError, OSError, HTTPException, ValueError) as error:  # the last: an address that cannot be one
         cause = error.last_attempt.exception() if isinstance(error, RetryError) else error
         log.error("webhook not taken host=%s event=%s error=%s", host, event, _said(cause))
-        return False
+        return _said(cause)
     log.info("webhook sent host=%s event=%s", host, event)
-    return True
+    return None
 
 
 def sign(secret: str, at: int, content: bytes) -> str:
@@ -104,4 +104,6 @@ def _said(error: BaseException | None) -> str:
     """Why, without the address."""
     if isinstance(error, urllib.error.HTTPError):
         return f"HTTP {error.code}"
+    if isinstance(error, (ValueError, InvalidURL)):  # whose text quotes it
+        return "its address cannot be one"
     return str(getattr(error, "reason", None) or error or type(error).__name__)

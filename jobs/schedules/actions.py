@@ -15,10 +15,11 @@ from jobs.exits import TimedOut, UsageError
 from jobs.schedules.backfill import AGAIN, Order, Which, backfill_key, choose, queued
 from jobs.schedules.cron import Cron, Slot
 from jobs.schedules.spec import differences, is_dated_input, parse_schedule
+from jobs.schedules.template import slot_of
 from storage.errors import ScheduleConflict
 from storage.repository import Repository
 from storage.schedule_records import NewRun, NewSchedule, Run, RunRowId, Schedule
-from storage.states import RUN_FINAL, RUN_OPEN, RunState
+from storage.states import RUN_FINAL, RUN_OPEN, RUN_PENDING, RunState
 
 MOST_DATES = 10_000  # of one backfill
 
@@ -43,8 +44,9 @@ def upcoming(schedule: Schedule) -> Slot | None:
 
 
 def _wall(repository: Repository, declared: NewSchedule) -> str:
-    """The zone's clock now, as a cursor."""
-    return cron_of(declared).wall(_now(repository)).isoformat(timespec="seconds")
+    """The zone's clock now, as a cursor; or the newest slot that has come, where the clock shows an hour again."""
+    cron, now = cron_of(declared), _now(repository)
+    return max(cron.wall(now).isoformat(timespec="seconds"), *(slot.name for slot in cron.due("", now, 1)))
 
 
 def _now(repository: Repository) -> datetime:
@@ -117,6 +119,8 @@ def run_now(repository: Repository, name: str, label: str | None, *, again: bool
     schedule = _going(repository, name)
     cron = cron_of(schedule.declared)
     slot = next(iter(cron.due("", _now(repository), 1)), None) if label is None else cron.labelled(label)
+    if slot is None and label is not None:  # of an expression that was changed since
+        slot = next((slot_of(run) for run in repository.runs(schedule.id, labels=[label])), None)
     if slot is None:
         raise UsageError(f"schedule {name} has no slot {label}; its labels look like {_example(schedule)}")
     new = NewRun(
@@ -131,9 +135,9 @@ def run_now(repository: Repository, name: str, label: str | None, *, again: bool
     made = repository.queue_runs(schedule.id, [new], RUN_FINAL if again else RUN_FINAL - {RunState.SUCCEEDED})
     if made:
         return made[0]
-    [found] = repository.runs(schedule.id, labels=[slot.label])
+    found = repository.run_of_slot(schedule.id, slot.name) or repository.runs(schedule.id, labels=[slot.label])[0]
     hint = "it is at work" if found.state in RUN_OPEN else "--again runs it once more"
-    raise ScheduleConflict(f"run {slot.label} of schedule {name} is {found.state.value}; {hint}")
+    raise ScheduleConflict(f"run {found.label} of schedule {name} is {found.state.value}; {hint}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +179,8 @@ def plan_backfill(
     slots = [slot for slot in in_range if slot.instant <= now]
     if len(slots) > MOST_DATES:
         raise UsageError(f"the range has more than {MOST_DATES} dates of schedule {name}; take it in parts")
-    runs = {run.label: run for run in repository.runs(schedule.id)}
+    present = repository.runs(schedule.id)
+    runs = {run.slot: run for run in present} | {run.label: run for run in present}
     key = backfill_key(declared, str(first), str(last), which)
     return Backfill(
         schedule=schedule,
@@ -196,11 +201,15 @@ def start_backfill(repository: Repository, plan: Backfill) -> list[Run]:
 
 def _going(repository: Repository, name: str) -> Schedule:
     schedule = repository.get_schedule(name)
+    _check_going(schedule)
+    return schedule
+
+
+def _check_going(schedule: Schedule) -> None:
     if schedule.paused:
         raise ScheduleConflict(
-            f"schedule {name} is paused, so nothing of it starts: `nightmill schedule resume {name}`"
+            f"schedule {schedule.name} is paused, so nothing of it starts: `nightmill schedule resume {schedule.name}`"
         )
-    return schedule
 
 
 def _example(schedule: Schedule) -> str:
@@ -220,11 +229,13 @@ def follow(
     check: Callable[[], None] = lambda: None,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Iterator[Run]:
-    """Each run again when its state has changed, until all have ended. Raises TimedOut, and what `check` raises."""
+    """Each run again when its state has changed, until all have ended. Raises TimedOut, ScheduleConflict when the
+    schedule is paused before they begin, and what `check` raises."""
     deadline = None if timeout is None else monotonic() + timeout
     seen: dict[RunRowId, RunState] = {}
     while True:
         check()
+        schedule = repository.schedule_of(repository.get_run(wanted[0])) if wanted else None  # first, then its runs
         for run_id in wanted:
             if seen.get(run_id) in RUN_FINAL:
                 continue
@@ -232,8 +243,11 @@ def follow(
             if seen.get(run_id) != run.state:
                 seen[run_id] = run.state
                 yield run
-        if all(state in RUN_FINAL for state in seen.values()):
+        left = {state for state in seen.values() if state not in RUN_FINAL}
+        if not left:
             return
+        if schedule is not None and left <= RUN_PENDING:
+            _check_going(schedule)
         if deadline is not None and monotonic() >= deadline:
             raise TimedOut("the runs have not ended in time; they go on, and `nightmill schedule show` tells of them")
         time.sleep(poll_seconds)
@@ -254,4 +268,8 @@ def as_row(run: Run) -> dict[str, Any]:
         "started_at": run.started_at.isoformat() if run.started_at else None,
         "finished_at": run.finished_at.isoformat() if run.finished_at else None,
         "reason": run.reason,
+        "notice": run.notice,
+        "notice_taken": run.noticed,
+        "notice_tries": run.notice_tries,
+        "notice_error": run.notice_error,
     }

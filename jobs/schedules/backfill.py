@@ -31,14 +31,15 @@ def backfill_key(declared: NewSchedule, first: str, last: str, which: Which) -> 
 
 
 def choose(slots: Sequence[Slot], runs: Mapping[str, Run], which: Which, key: str) -> list[Slot]:
-    """The slots of a range that this backfill would run. `runs`: those that there are, by label.
+    """The slots of a range that this backfill would run. `runs`: those that there are, by label and by slot, since the
+    form of labels may have changed.
 
     `all` leaves out what the same backfill has done; `errored` is meant to try again what failed."""
 
     def wanted(run: Run | None) -> bool:
         return run is None or (run.state in AGAIN[which] and (which != "all" or run.backfill != key))
 
-    return [slot for slot in slots if wanted(runs.get(slot.label))]
+    return [slot for slot in slots if wanted(runs.get(slot.label) or runs.get(slot.name))]
 
 
 def queued(slots: Sequence[Slot], *, key: str, order: Order, max_active: int) -> list[NewRun]:

@@ -1,4 +1,4 @@
-"""Ticks schedules and settles their runs beside a reconciler's other work."""
+"""Ticks schedules, settles their runs and tells of them, beside a reconciler's other work."""
 
 from __future__ import annotations
 
@@ -66,6 +66,7 @@ class ScheduleKeeper:
         self._next = monotonic()
         self._ticks = OneAtATime("ticks")
         self._settling = OneAtATime("settling")
+        self._telling = OneAtATime("telling")  # a receiver that does not answer holds up no data set
 
     def look(self) -> None:
         """Begin what is to be done now. Raises DatabaseDown."""
@@ -73,21 +74,24 @@ class ScheduleKeeper:
             return
         if self._monotonic() >= self._next and self._ticks.start(self._tick):
             self._next = self._monotonic() + self._settings.schedule_tick_seconds
-        if self._repository.has_run_ends(self._settings.notice_tries):
+        if self._repository.unsettled_runs():
             self._settling.start(self._settle)
+        if self._repository.unsent_notices(self._settings.notice_tries):
+            self._telling.start(self._tell)
 
     def wake(self) -> None:
         if not self._ticks.start(self._tick):
             self._next = self._monotonic()  # a tick is under way, and may have looked already
 
     def stop(self) -> None:
-        self._ticks.wait(STOP_SECONDS)
-        self._settling.wait(STOP_SECONDS)
+        deadline = self._monotonic() + STOP_SECONDS
+        for each in (self._ticks, self._settling, self._telling):
+            each.wait(max(0.0, deadline - self._monotonic()))
 
     def wait(self) -> None:
         """Until what was begun has ended."""
-        self._ticks.wait()
-        self._settling.wait()
+        for each in (self._ticks, self._settling, self._telling):
+            each.wait()
 
     def _tick(self) -> None:
         from jobs.schedules.tick import Ticker  # the tokenizer and all: only where there are schedules
@@ -99,5 +103,11 @@ class ScheduleKeeper:
         from jobs.schedules.settling import Settler
 
         if Settler(self._settings, self._repository, self._owner).work():
+            self._telling.start(self._tell)  # who waits for a run stops us as soon as it has ended
             self._done()
             self.wake()  # a run that waited for its turn may begin
+
+    def _tell(self) -> None:
+        from jobs.schedules.telling import Teller
+
+        Teller(self._settings, self._repository).work()

@@ -1,79 +1,72 @@
-"""What becomes of a run whose job has ended: its gates decide about the data set; and who has to be told."""
+"""What becomes of a run whose job has ended: its gates decide about the data set."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jobs.datasets import webhook
 from jobs.datasets.settle import Settled, settle_run
 from jobs.datasets.terms import DatasetTerms
-from jobs.datasets.webhook import Event
+from jobs.retry import is_full_disk
 from jobs.settings import Settings
 from storage import failpoints
 from storage.errors import DatabaseDown, Fenced, StorageError
 from storage.records import Job
 from storage.repository import Repository
-from storage.schedule_records import Run, RunRowId
+from storage.schedule_records import Notice, Run, RunRowId
 from storage.states import JOB_FINAL, JobState, RunState
 
 log = logging.getLogger(__name__)
 
 Settle = Callable[[Job, str, str, Path, DatasetTerms], Settled]
-Send = Callable[[DatasetTerms, Event, Mapping[str, Any]], bool]
-LONGEST_PAUSE = 3600.0  # seconds between two tries of a webhook
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
     state: RunState
-    reason: str | None = None
-    gates: tuple[dict[str, Any], ...] = ()
-    untold: bool = False  # settling did not come so far as to tell the webhook
+    reason: str | None
+    gates: tuple[dict[str, Any], ...]
+    generation: int  # of the job's output that was settled
+
+
+@dataclass(frozen=True, slots=True)
+class _NotYet:
+    """The world was in the way, and may not be in so many seconds. `counts`: as one of the tries."""
+
+    seconds: float = 0.0
+    counts: bool = True
 
 
 class Settler:
     """Any number may work at once: a run is settled under its lease."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        repository: Repository,
-        owner: str,
-        *,
-        settle: Settle | None = None,
-        send: Send | None = None,
-    ) -> None:
+    def __init__(self, settings: Settings, repository: Repository, owner: str, *, settle: Settle | None = None) -> None:
         self._settings = settings
         self._repository = repository
         self._owner = owner
         self._settle = partial(settle_run, settings=settings) if settle is None else settle
-        self._send = partial(webhook.send, settings=settings) if send is None else send
 
     def work(self) -> int:
-        """Settle what has ended, tell what has to be told; the number of runs that have ended by this call."""
-        ended = sum(self._settle_one(run) for run in self._repository.unsettled_runs())
-        for run in self._repository.unsent_notices(self._settings.notice_tries):
-            self._tell(run)
-        return ended
+        """Settle what has ended; the number of runs that have ended by this call. The trouble of one run holds no other
+        one up. Raises DatabaseDown."""
+        return sum(self._settle_one(run) for run in self._repository.unsettled_runs())
 
     def _settle_one(self, run: Run) -> bool:
-        epoch = self._repository.claim_run(run, self._owner, self._settings.lease_seconds)
-        if epoch is None or run.job_id is None:
-            return False
+        epoch = None
         try:
-            job = self._repository.get_job(run.job_id)
-            with self._renewing(run.id, epoch):
-                # Rows of it may run again since a moment ago: then it is settled when they have ended.
-                end = self._end_of(run, job, epoch) if job.state in JOB_FINAL else None
-            if end is None:
-                return False  # tried again when the lease has run out
+            epoch = self._repository.claim_run(run, self._owner, self._settings.lease_seconds)
+            if epoch is None:
+                return False
+            end = self._end_of(run, epoch)
+            if isinstance(end, _NotYet):
+                self._repository.release_run(run.id, epoch, delay_seconds=end.seconds, counts=end.counts)
+                return False
             failpoints.reach("settle.before_sql")
             self._repository.finish_run(
                 run.id,
@@ -81,50 +74,58 @@ class Settler:
                 end.state,
                 gates=end.gates,
                 reason=end.reason,
-                notice="failure" if end.untold and self._terms(run).webhook_url else None,
-                generation=job.published_generation,
+                notice=self._notice(run, end),
+                generation=end.generation,
             )
             return True
-        except (Fenced, DatabaseDown) as error:
+        except DatabaseDown:
+            raise
+        except Fenced as error:
             log.warning("settling stopped schedule=%s label=%s error=%s", run.schedule, run.label, error)
-            return False
+        except Exception:  # a mistake of ours in one run
+            log.exception("settling stopped schedule=%s label=%s", run.schedule, run.label)
+            if epoch is not None:
+                with suppress(StorageError):  # else its lease runs out, and until then holds its schedule up
+                    self._repository.release_run(run.id, epoch, delay_seconds=self._settings.lease_seconds)
+        return False
 
-    def _end_of(self, run: Run, job: Job, epoch: int) -> _End | None:
-        """None: the world was in the way, and may not be next time. Raises DatabaseDown."""
-        dataset = Path(job.output_uri).parents[2]  # DATASET/_runs/LABEL/RUN; by now the schedule may name another
+    def _end_of(self, run: Run, epoch: int) -> _End | _NotYet:
+        """Raises DatabaseDown."""
+        most, job = self._settings.max_shard_attempts, None
         try:
-            settled = self._settle(job, run.label, str(run.run_id), dataset, self._terms(run))
+            assert run.job_id is not None, f"run {run.label} of schedule {run.schedule} is at work without a job"
+            job = self._repository.get_job(run.job_id)
+            if job.state not in JOB_FINAL:
+                return _NotYet(counts=False)  # rows of it run again since a moment ago
+            if run.settle_tries >= most:
+                return _failed(job, f"whoever settled it was gone before the end, {run.settle_tries} times")
+            with self._renewing(run.id, epoch):
+                return self._settled(run, job)
+        except DatabaseDown:
+            raise
         except (OSError, StorageError) as error:
             log.warning("settling failed schedule=%s label=%s error=%s", run.schedule, run.label, error)
-            if epoch < self._settings.max_shard_attempts:
-                return None
-            return _End(RunState.FAILED, f"its data set could not take it in: {error}", untold=True)
+            if is_full_disk(error):
+                return _NotYet(self._settings.full_disk_seconds, counts=False)  # nobody's fault
+            if run.settle_tries + 1 < most:
+                return _NotYet(self._settings.lease_seconds)
+            return _failed(job, f"its data set could not take it in: {error}")
         except Exception as error:  # a mistake of ours in one run
             log.exception("settling failed schedule=%s label=%s", run.schedule, run.label)
-            return _End(RunState.FAILED, f"it could not be settled: {error!r}", untold=True)
+            return _failed(job, f"it could not be settled: {error!r}")
+
+    def _settled(self, run: Run, job: Job) -> _End:
+        dataset = Path(job.output_uri).parents[2]  # DATASET/_runs/LABEL/RUN; by now the schedule may name another
+        terms = DatasetTerms.from_dict(self._repository.schedule_of(run).declared.terms)
+        settled = self._settle(job, run.label, str(run.run_id), dataset, terms)
         gates = tuple(gate.as_dict() for gate in settled.gates)
-        return _End(_state(job, settled), settled.reason or None, gates)
+        return _End(_state(job, settled), settled.reason or None, gates, job.published_generation)
 
-    def _tell(self, run: Run) -> None:
-        assert run.notice is not None, f"run {run.label} of schedule {run.schedule} has nothing to tell"
-        body = {
-            "schedule": run.schedule,
-            "label": run.label,
-            "run": run.run_id,
-            "job": run.job_id,
-            "state": run.state.value,
-            "reason": run.reason,
-            "logical_time": run.logical_time.isoformat(),
-        }
-        pause = min(LONGEST_PAUSE, self._settings.notice_pause_seconds * 2**run.notice_tries)
-        if self._send(self._terms(run), run.notice, body):
-            self._repository.note_notice(run, error=None)
-        else:
-            log.warning("webhook not told schedule=%s label=%s tries=%d", run.schedule, run.label, run.notice_tries + 1)
-            self._repository.note_notice(run, error="it was not taken; the log says why", delay_seconds=pause)
-
-    def _terms(self, run: Run) -> DatasetTerms:
-        return DatasetTerms.from_dict(self._repository.schedule_of(run).declared.terms)
+    def _notice(self, run: Run, end: _End) -> Notice | None:
+        """Nobody is to be told without a webhook."""
+        if not self._repository.schedule_of(run).declared.terms.get("webhook_url"):
+            return None
+        return "success" if end.state == RunState.SUCCEEDED else "failure"
 
     @contextmanager
     def _renewing(self, run: RunRowId, epoch: int) -> Iterator[None]:
@@ -143,6 +144,10 @@ class Settler:
         finally:
             done.set()
             renewals.join()
+
+
+def _failed(job: Job | None, reason: str) -> _End:
+    return _End(RunState.FAILED, reason, (), 0 if job is None else job.published_generation)
 
 
 def _state(job: Job, settled: Settled) -> RunState:

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from datetime import date
 from pathlib import Path
 from typing import Any, get_args
+from urllib.parse import urlsplit
 
 from jobs.datasets.terms import DatasetTerms
 from jobs.deadline import DURATION, parse_deadline
@@ -138,14 +139,22 @@ def is_dated_input(declared: NewSchedule) -> bool:
 
 
 def differences(old: NewSchedule | None, new: NewSchedule | None) -> list[str]:
-    """What applying `new` would change, as lines `+ key: new`, `- key: old`; empty when it is the same."""
+    """What applying `new` would change, as lines `+ key: new`, `- key: old`; empty when it is the same. Of a webhook's
+    address only scheme and host are shown: the rest may be as good as a password."""
     before, after = _flat(old), _flat(new)
     lines = []
     for key in sorted(before.keys() | after.keys()):
         if before.get(key) != after.get(key):
-            lines += [f"- {key}: {before[key]}"] if before.get(key) is not None else []
-            lines += [f"+ {key}: {after[key]}"] if after.get(key) is not None else []
+            lines += [f"- {key}: {_shown(key, before[key])}"] if before.get(key) is not None else []
+            lines += [f"+ {key}: {_shown(key, after[key])}"] if after.get(key) is not None else []
     return lines
+
+
+def _shown(key: str, value: Any) -> Any:
+    if key != "terms.webhook_url":
+        return value
+    address = urlsplit(str(value))
+    return f"{address.scheme}://{address.hostname}/..."
 
 
 def _flat(declared: NewSchedule | None) -> dict[str, Any]:

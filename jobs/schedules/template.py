@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from jobs.options import derive_seed
 from jobs.schedules.cron import Slot
+from storage.schedule_records import Run
 
 FIELD = re.compile(r"\{(\w*)\}")
 FIELDS = ("ds", "ds_nodash", "year", "month", "day", "hour", "minute", "label")
@@ -37,6 +39,11 @@ def fill(text: str, slot: Slot) -> str:
         "label": slot.label,
     }
     return FIELD.sub(lambda match: values[match[1]], text)
+
+
+def slot_of(run: Run) -> Slot:
+    """The slot that a run was made for, whatever its schedule says by now."""
+    return Slot(datetime.fromisoformat(run.slot), run.logical_time, run.label)
 
 
 def seed_of(schedule: str, seed: int | None, label: str) -> int:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from jobs.schedules.cron import Cron, Slot
 from jobs.schedules.policy import Decision, decide
 from jobs.schedules.prepare import NotYet, Prepared, Ready, Refused, prepare
+from jobs.schedules.template import slot_of
 from jobs.settings import Settings
 from storage.errors import DatabaseDown
 from storage.repository import Repository
@@ -58,9 +59,12 @@ class Ticker:
     def _fire(self, schedule: Schedule, now: datetime) -> None:
         declared = schedule.declared
         cron = Cron.parse(declared.cron, declared.zone)
-        due = cron.due(schedule.cursor, now, self._settings.schedule_slots)
+        most = max(self._settings.schedule_slots, declared.catch_up_limit if declared.catch_up == "all" else 1)
+        due = cron.due(schedule.cursor, now, most + 1)
         if not due:
             return
+        is_too_many = len(due) > most
+        due = due[-most:]
         own = [run for run in self._repository.pending_runs() if run.schedule_id == schedule.id]
         active = [run for run in self._repository.active_runs(schedule.id) if run.backfill is None]
         queued = [run for run in own if run.backfill is None and run.state == RunState.QUEUED]
@@ -68,8 +72,11 @@ class Ticker:
         decisions = decide(due, declared, active=len(active) + len(queued), now=now, grace=grace)
         last_missed = next((each for each in reversed(decisions) if each.state == RunState.MISSED), None)
         runs = [self._new_run(declared, decision, decision is last_missed, now) for decision in decisions]
-        if self._repository.fire(schedule, due[-1].name, runs) is None:
-            log.info("another tick was faster schedule=%s", schedule.name)
+        left_out = due[0].name if is_too_many else None
+        if self._repository.fire(schedule, due[-1].name, runs, left_out_before=left_out) is None:
+            log.info("another tick was faster, or the schedule was changed schedule=%s", schedule.name)
+        elif is_too_many:
+            log.warning("slots left out schedule=%s after=%s before=%s", schedule.name, schedule.cursor, left_out)
 
     def _new_run(self, declared: NewSchedule, decision: Decision, tells: bool, now: datetime) -> NewRun:
         slot = decision.slot
@@ -114,10 +121,13 @@ class Ticker:
         slot = slot_of(run)
         prepared = self._prepare(schedule.declared, slot, self._settings)
         if isinstance(prepared, Ready):
-            return self._repository.start_run(run, prepared.job, prepared.run_id) is not None
+            revision = schedule.revision
+            return self._repository.start_run(run, prepared.job, prepared.run_id, revision=revision) is not None
         waits_until = run.wait_until if run.state == RunState.WAITING else None
         state, reason, notice, wait_until = self._without_job(schedule.declared, prepared, now, waits_until)
-        self._repository.move_pending_run(run, state, reason=reason, notice=notice, wait_until=wait_until)
+        self._repository.move_pending_run(
+            run, state, reason=reason, notice=notice, wait_until=wait_until, revision=schedule.revision
+        )
         return False
 
     def _without_job(
@@ -151,11 +161,6 @@ class Ticker:
         for run in overtaken:
             self._repository.move_pending_run(run, RunState.CANCELLED, reason=f"overtaken by {newest.label}")
         return [run for run in pending if run not in overtaken]
-
-
-def slot_of(run: Run) -> Slot:
-    """The slot that a run was made for, whatever its schedule says by now."""
-    return Slot(datetime.fromisoformat(run.slot), run.logical_time, run.label)
 
 
 def _new(declared: NewSchedule, slot: Slot, state: RunState) -> NewRun:

@@ -43,6 +43,11 @@ def label_of(dataset: PurePath, out: PurePath) -> str | None:
     return steps[0] if len(steps) == 2 else None
 
 
+def label_of_run(out: PurePath) -> str | None:
+    """The label of a run folder of any data set; None for what is none."""
+    return label_of(out.parents[2], out) if len(out.parents) > 2 else None
+
+
 def verdict(generation: int) -> str:
     """Relative to the run folder."""
     return f"{layout.META}/verdict-{generation:04d}.json"

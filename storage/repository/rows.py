@@ -104,6 +104,7 @@ def as_schedule(row: Row[Any]) -> Schedule:
         paused=row.paused_at is not None,
         created_at=_as_time(row.created_at),
         ticked_at=_as_time_or_none(row.ticked_at),
+        left_out=None if row.left_out_before is None else (row.left_out_after, row.left_out_before),
     )
 
 
@@ -130,6 +131,7 @@ def as_run(row: Row[Any]) -> Run:
         created_at=_as_time(row.created_at),
         started_at=_as_time_or_none(row.started_at),
         finished_at=_as_time_or_none(row.finished_at),
+        settle_tries=row.settle_tries,
         notice=row.notice,
         notice_tries=row.notice_tries,
         notice_error=row.notice_error,

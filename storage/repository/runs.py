@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Select, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from storage.database import now
-from storage.errors import Fenced, NoSuchSchedule
+from storage.errors import NoSuchSchedule
 from storage.records import JobId, NewJob
 from storage.repository import jobs as job_moves
 from storage.repository import schedules as schedule_moves
@@ -17,8 +18,7 @@ from storage.repository.rows import as_run
 from storage.schedule_records import NewRun, Notice, Run, RunRowId, ScheduleId
 from storage.schedule_tables import schedule_runs as runs
 from storage.schedule_tables import schedules
-from storage.states import JOB_FINAL, RUN_ACTIVE, RUN_FINAL, RUN_PENDING, RunState
-from storage.tables import jobs
+from storage.states import RUN_ACTIVE, RUN_FINAL, RUN_PENDING, RunState
 
 
 def selected() -> Select[Any]:
@@ -38,6 +38,11 @@ def of_schedule(conn: Connection, schedule_id: ScheduleId, labels: Collection[st
     return [as_run(row) for row in conn.execute(query if labels is None else query.where(runs.c.label.in_(labels)))]
 
 
+def of_slot(conn: Connection, schedule_id: ScheduleId, slot: str) -> Run | None:
+    row = conn.execute(selected().where(runs.c.schedule_id == schedule_id, runs.c.slot == slot)).first()
+    return None if row is None else as_run(row)
+
+
 def pending(conn: Connection) -> list[Run]:
     """Runs without a job, of schedules that are not paused, in the order in which they start."""
     rows = conn.execute(
@@ -53,6 +58,19 @@ def active(conn: Connection, schedule_id: ScheduleId) -> list[Run]:
         selected().where(runs.c.schedule_id == schedule_id, runs.c.state.in_(RUN_ACTIVE)).order_by(runs.c.slot)
     )
     return [as_run(row) for row in rows]
+
+
+def labelled(conn: Connection, schedule_id: ScheduleId, new: Sequence[NewRun]) -> list[NewRun]:
+    """Each under the label that its slot has already: a changed expression may change the form of labels, and what was
+    run as 2026-11-27 is not run again as 2026-11-27T00-00. The caller holds the schedule's row."""
+    if not new:
+        return []
+    slots = [run.slot for run in new]
+    found = select(runs.c.slot, runs.c.label).where(
+        runs.c.schedule_id == schedule_id, runs.c.slot.between(min(slots), max(slots))
+    )
+    labels = {row.slot: row.label for row in conn.execute(found)}
+    return [replace(run, label=labels.get(run.slot, run.label)) for run in new]
 
 
 def add(conn: Connection, schedule_id: ScheduleId, new: Sequence[NewRun]) -> list[Run]:
@@ -110,9 +128,7 @@ def queue_again(conn: Connection, schedule_id: ScheduleId, run: NewRun, states: 
             wait_until=run.wait_until,
             **dict.fromkeys(("run_id", "job_id", "gates", "reason", "started_at", "settling_at", "finished_at")),
             **dict.fromkeys(("notice", "notice_error", "noticed_at")),
-            notice_tries=0,
-            notice_after=0,
-            generation=0,
+            **dict.fromkeys(("notice_tries", "notice_after", "settle_tries", "generation", "lease_until"), 0),
         )
         .returning(runs.c.id)
     ).scalar_one_or_none()
@@ -122,9 +138,10 @@ def queue_again(conn: Connection, schedule_id: ScheduleId, run: NewRun, states: 
 # --- queued, waiting -> running -------------------------------------------------------------------------------------
 
 
-def start(conn: Connection, run: Run, job: NewJob, run_id: str) -> Run | None:
-    """None when there is no place for it, or somebody else moved it."""
-    if schedule_moves.locked(conn, run.schedule_id).paused_at is not None:
+def start(conn: Connection, run: Run, job: NewJob, run_id: str, revision: int | None) -> Run | None:
+    """None when there is no place for it, or somebody else moved it or changed its schedule."""
+    schedule = schedule_moves.locked(conn, run.schedule_id)
+    if schedule.paused_at is not None or revision not in (None, schedule.revision):
         return None
     if not _has_place(conn, run.schedule_id, run.backfill, run.max_active):
         return None
@@ -147,22 +164,34 @@ def begin(conn: Connection, run: RunRowId, attempt: int, job: NewJob, run_id: st
 
 def _has_place(conn: Connection, schedule_id: ScheduleId, backfill: str | None, most: int) -> bool:
     """A backfill and the schedule's own runs have places of their own: neither holds the other up. But of runs that
-    leave out what others have generated, one must have ended before the next begins."""
-    in_turn = bool(conn.scalar(select(schedules.c.only_new).where(schedules.c.id == schedule_id)))
-    own = runs.c.backfill.is_(None) if backfill is None else runs.c.backfill.is_not(None)
-    kind = true() if in_turn else own
-    taken = conn.scalar(
-        select(func.count())
-        .select_from(runs)
-        .where(runs.c.schedule_id == schedule_id, runs.c.state.in_(RUN_ACTIVE), kind)
-    )
-    return int(taken or 0) < (1 if in_turn else most)
+    leave out what others have generated, one must have ended before the next begins, also one of a schedule that was
+    removed and had the same data set."""
+    schedule = conn.execute(
+        select(schedules.c.only_new, schedules.c.dataset).where(schedules.c.id == schedule_id)
+    ).one()
+    kind: list[ColumnElement[bool]]
+    if schedule.only_new:
+        same = select(schedules.c.id).where(schedules.c.dataset == schedule.dataset)
+        most, kind = 1, [runs.c.schedule_id.in_(same)]
+    else:
+        own = runs.c.backfill.is_(None) if backfill is None else runs.c.backfill.is_not(None)
+        kind = [runs.c.schedule_id == schedule_id, own]
+    taken = conn.scalar(select(func.count()).select_from(runs).where(runs.c.state.in_(RUN_ACTIVE), *kind))
+    return int(taken or 0) < most
 
 
 def move_pending(
-    conn: Connection, run: Run, state: RunState, reason: str | None, notice: Notice | None, wait_until: float | None
+    conn: Connection,
+    run: Run,
+    state: RunState,
+    reason: str | None,
+    notice: Notice | None,
+    wait_until: float | None,
+    revision: int | None,
 ) -> bool:
-    """queued, waiting -> another state without a job. False when somebody else moved it."""
+    """queued, waiting -> another state without a job. False when somebody else moved it or changed its schedule."""
+    if revision not in (None, schedule_moves.locked(conn, run.schedule_id).revision):
+        return False
     moved = conn.execute(
         update(runs)
         .where(runs.c.id == run.id, runs.c.attempt == run.attempt, runs.c.state == run.state)
@@ -175,104 +204,6 @@ def move_pending(
         )
     )
     return moved.rowcount == 1
-
-
-# --- running -> settling -> an end ----------------------------------------------------------------------------------
-
-
-def _unsettled() -> ColumnElement[bool]:
-    """Its job has ended; or whoever settled it died; or rows of its job ran again after it was settled."""
-    ended = select(jobs.c.id).where(jobs.c.state.in_(JOB_FINAL))
-    again = ended.where(jobs.c.id == runs.c.job_id, jobs.c.published_generation > runs.c.generation).exists()
-    return or_(
-        and_(runs.c.state == RunState.RUNNING, runs.c.job_id.in_(ended)),
-        and_(runs.c.state == RunState.SETTLING, runs.c.lease_until < now()),
-        and_(runs.c.state.in_(RUN_FINAL), again),
-    )
-
-
-def unsettled(conn: Connection) -> list[Run]:
-    """Runs whose job has ended and that nobody settles."""
-    return [as_run(row) for row in conn.execute(selected().where(_unsettled()).order_by(runs.c.slot, runs.c.id))]
-
-
-def claim(conn: Connection, run: Run, owner: str, lease_seconds: float) -> int | None:
-    """Two runs of one schedule are settled in turn: they change the same data set."""
-    schedule_moves.locked(conn, run.schedule_id)
-    busy = conn.scalar(
-        select(func.count())
-        .select_from(runs)
-        .where(
-            runs.c.schedule_id == run.schedule_id,
-            runs.c.id != run.id,
-            runs.c.state == RunState.SETTLING,
-            runs.c.lease_until >= now(),
-        )
-    )
-    if busy:
-        return None
-    return conn.execute(
-        update(runs)
-        .where(runs.c.id == run.id, runs.c.attempt == run.attempt, _unsettled())
-        .values(
-            state=RunState.SETTLING,
-            epoch=runs.c.epoch + 1,
-            lease_owner=owner,
-            lease_until=now() + lease_seconds,
-            finished_at=None,
-            settling_at=func.coalesce(runs.c.settling_at, now()),
-        )
-        .returning(runs.c.epoch)
-    ).scalar_one_or_none()
-
-
-def renew(conn: Connection, run: RunRowId, epoch: int, lease_seconds: float) -> None:
-    renewed = conn.execute(
-        update(runs)
-        .where(runs.c.id == run, runs.c.epoch == epoch, runs.c.state == RunState.SETTLING)
-        .values(lease_until=now() + lease_seconds)
-    )
-    if renewed.rowcount != 1:
-        raise _fenced(conn, run, epoch, "renew its lease")
-
-
-def finish(
-    conn: Connection,
-    run: RunRowId,
-    epoch: int,
-    state: RunState,
-    gates: Sequence[dict[str, Any]],
-    reason: str | None,
-    notice: Notice | None,
-    generation: int,
-) -> Run:
-    finished = conn.execute(
-        update(runs)
-        .where(runs.c.id == run, runs.c.epoch == epoch, runs.c.state == RunState.SETTLING)
-        .values(
-            state=state,
-            gates=list(gates),
-            reason=reason,
-            generation=generation,
-            notice=notice,
-            noticed_at=None,
-            finished_at=now(),
-            lease_owner=None,
-            lease_until=0,
-        )
-    )
-    found = get(conn, run)
-    if finished.rowcount != 1 and (found.epoch, found.state) != (epoch, state):  # else our own, whose answer was lost
-        raise _fenced(conn, run, epoch, "finish it")
-    return found
-
-
-def _fenced(conn: Connection, run: RunRowId, epoch: int, wish: str) -> Fenced:
-    now_is = get(conn, run)
-    return Fenced(
-        f"run {now_is.label} of schedule {now_is.schedule} is {now_is.state} under epoch {now_is.epoch};"
-        f" epoch {epoch} may not {wish}"
-    )
 
 
 def owns(job_id: ColumnElement[JobId]) -> ColumnElement[bool]:

@@ -14,7 +14,7 @@ from storage import schedule_tables as tables
 from storage.database import Database, now
 from storage.errors import NoSuchSchedule, ScheduleConflict
 from storage.records import NewJob
-from storage.repository import notices, runs, schedules
+from storage.repository import notices, runs, schedules, settling
 from storage.schedule_records import NewRun, NewSchedule, Notice, Run, RunRowId, Schedule, ScheduleId
 from storage.states import RunState
 
@@ -100,16 +100,19 @@ class ScheduleMoves:
             return schedules.get(conn, run.schedule_id)
 
     # --- runs -----------------------------------------------------------------------------------------------
-    def fire(self, schedule: Schedule, cursor: str, new: Sequence[NewRun]) -> list[Run] | None:
-        """Record what becomes of the slots up to `cursor`, each run together with its job. Labels that have a run
-        already are left out; a job that finds no place (max_active) is not made, and its run is queued.
+    def fire(
+        self, schedule: Schedule, cursor: str, new: Sequence[NewRun], *, left_out_before: str | None = None
+    ) -> list[Run] | None:
+        """Record what becomes of the slots up to `cursor`, each run together with its job. Labels and slots that have a
+        run already are left out; a job that finds no place (max_active) is not made, and its run is queued.
+        `left_out_before`: slots before this one came due as well, and are in no run.
 
-        None, and nothing has changed, when somebody else was faster or the schedule is paused."""
+        None, and nothing has changed, when somebody else was faster, or changed or paused the schedule."""
         failpoints.reach("fire.before_sql")
         with self._db.write() as conn:
-            if not schedules.turn_to(conn, schedule.id, schedule.cursor, cursor):
+            if not schedules.turn_to(conn, schedule, cursor, left_out_before):
                 return None
-            made = runs.add(conn, schedule.id, new)
+            made = runs.add(conn, schedule.id, runs.labelled(conn, schedule.id, new))
         failpoints.reach("fire.after_sql")
         for run in made:
             _log.info("run_made schedule=%s label=%s state=%s job=%s", run.schedule, run.label, run.state, run.job_id)
@@ -117,20 +120,21 @@ class ScheduleMoves:
 
     def queue_runs(self, schedule_id: ScheduleId, new: Sequence[NewRun], states: Collection[RunState]) -> list[Run]:
         """Queue labels without a run, and again those whose run has ended in one of `states`; the runs that are queued
-        by this call."""
+        by this call. Raises NoSuchSchedule, ScheduleConflict when the schedule was removed or paused meanwhile."""
         queued = []
         with self._db.write() as conn:
-            schedules.locked(conn, schedule_id)
-            for run in new:
+            schedules.going(conn, schedule_id)
+            for run in runs.labelled(conn, schedule_id, new):
                 made = runs.add(conn, schedule_id, [run])
                 again = None if made else runs.queue_again(conn, schedule_id, run, states)
                 queued += made if again is None else [again]
         return queued
 
-    def start_run(self, run: Run, job: NewJob, run_id: str) -> Run | None:
-        """queued, waiting -> running, together with its job. None: no place is free, or somebody else moved it."""
+    def start_run(self, run: Run, job: NewJob, run_id: str, *, revision: int | None = None) -> Run | None:
+        """queued, waiting -> running, together with its job. None: no place is free, or somebody else moved it, or the
+        schedule is no longer of the `revision` that the job was made from."""
         with self._db.write() as conn:
-            started = runs.start(conn, run, job, run_id)
+            started = runs.start(conn, run, job, run_id, revision)
         if started is not None:
             _log.info("run_started schedule=%s label=%s job=%s", run.schedule, run.label, started.job_id)
         return started
@@ -143,10 +147,12 @@ class ScheduleMoves:
         reason: str | None = None,
         notice: Notice | None = None,
         wait_until: float | None = None,
+        revision: int | None = None,
     ) -> bool:
-        """queued, waiting -> any state without a job. False when somebody else moved it."""
+        """queued, waiting -> any state without a job. False when somebody else moved it, or the schedule is not of this
+        `revision` any more."""
         with self._db.write() as conn:
-            moved = runs.move_pending(conn, run, state, reason, notice, wait_until)
+            moved = runs.move_pending(conn, run, state, reason, notice, wait_until, revision)
         if moved and state != run.state:
             _log.info("run_moved schedule=%s label=%s state=%s reason=%s", run.schedule, run.label, state, reason)
         return moved
@@ -155,12 +161,12 @@ class ScheduleMoves:
         """Take the right to settle a run whose job has ended: running -> settling; its new epoch. None: somebody
         settles it, or another run of this schedule."""
         with self._db.write() as conn:
-            return runs.claim(conn, run, owner, lease_seconds)
+            return settling.claim(conn, run, owner, lease_seconds)
 
     def renew_run(self, run: RunRowId, epoch: int, lease_seconds: float) -> None:
         """Raises Fenced."""
         with self._db.write() as conn:
-            runs.renew(conn, run, epoch, lease_seconds)
+            settling.renew(conn, run, epoch, lease_seconds)
 
     def finish_run(
         self,
@@ -176,9 +182,15 @@ class ScheduleMoves:
         """settling -> its end. `generation`: of the job's output that was settled; once there is a newer one the run
         is settled again. Raises Fenced."""
         with self._db.write() as conn:
-            ended = runs.finish(conn, run, epoch, state, gates, reason, notice, generation)
+            ended = settling.finish(conn, run, epoch, state, gates, reason, notice, generation)
         _log.info("run_ended schedule=%s label=%s state=%s reason=%s", ended.schedule, ended.label, state, reason)
         return ended
+
+    def release_run(self, run: RunRowId, epoch: int, *, delay_seconds: float = 0.0, counts: bool = True) -> None:
+        """settling -> running: it could not be settled, and others go on; not before `delay_seconds` it is tried again.
+        `counts`: among the tries of this attempt. Raises Fenced."""
+        with self._db.write() as conn:
+            settling.release(conn, run, epoch, delay_seconds, counts)
 
     def get_run(self, run: RunRowId) -> Run:
         with self._db.read() as conn:
@@ -190,6 +202,11 @@ class ScheduleMoves:
         """Newest label first."""
         with self._db.read() as conn:
             return runs.of_schedule(conn, schedule_id, labels, limit)
+
+    def run_of_slot(self, schedule_id: ScheduleId, slot: str) -> Run | None:
+        """Whatever its label."""
+        with self._db.read() as conn:
+            return runs.of_slot(conn, schedule_id, slot)
 
     def pending_runs(self) -> list[Run]:
         """Runs that have no job yet, of schedules that are not paused, in the order in which they start."""
@@ -204,21 +221,22 @@ class ScheduleMoves:
     def unsettled_runs(self) -> list[Run]:
         """Runs whose job has ended and that nobody settles now."""
         with self._db.read() as conn:
-            return runs.unsettled(conn)
-
-    def has_run_ends(self, most_tries: int) -> bool:
-        """Is there a run to be settled, or a notice to be sent?"""
-        with self._db.read() as conn:
-            return bool(runs.unsettled(conn) or notices.unsent(conn, most_tries))
+            return settling.unsettled(conn)
 
     # --- notices --------------------------------------------------------------------------------------------
     def unsent_notices(self, most_tries: int) -> list[Run]:
-        """Runs of which a webhook is still to be told, and whose turn has come."""
+        """Runs of which a webhook is still to be told, and whose turn has come; those first that were tried least."""
         with self._db.read() as conn:
             return notices.unsent(conn, most_tries)
 
+    def claim_notice(self, run: Run, lease_seconds: float) -> bool:
+        """Take the next try at a notice: nobody else tries for so long. False: somebody else has it, or there is no
+        more to tell."""
+        with self._db.write() as conn:
+            return notices.claim(conn, run, lease_seconds)
+
     def note_notice(self, run: Run, *, error: str | None, delay_seconds: float = 0.0) -> None:
-        """It was sent, or not, and then not before `delay_seconds` again."""
+        """It was taken, or not, and then it is not offered before `delay_seconds` again."""
         with self._db.write() as conn:
             notices.note(conn, run, error, delay_seconds)
 

@@ -86,15 +86,33 @@ def remove(conn: Connection, name: str) -> Schedule:
     return schedule
 
 
-def turn_to(conn: Connection, schedule_id: ScheduleId, before: str, after: str) -> bool:
-    """Move the cursor, and hold the schedule's row to the end of the transaction. False when somebody else moved it,
-    or the schedule is paused."""
+def turn_to(conn: Connection, seen: Schedule, cursor: str, left_out_before: str | None) -> bool:
+    """Move the cursor, and hold the schedule's row to the end of the transaction. False when somebody else moved it or
+    changed what is declared, or the schedule is paused."""
+    left_out = {"left_out_after": seen.cursor, "left_out_before": left_out_before} if left_out_before else {}
     turned = conn.execute(
         update(schedules)
-        .where(schedules.c.id == schedule_id, schedules.c.cursor == before, schedules.c.paused_at.is_(None), _PRESENT)
-        .values(cursor=after, ticked_at=now())
+        .where(
+            schedules.c.id == seen.id,
+            schedules.c.revision == seen.revision,
+            schedules.c.cursor == seen.cursor,
+            schedules.c.paused_at.is_(None),
+            _PRESENT,
+        )
+        .values(cursor=cursor, ticked_at=now(), **left_out)
     )
     return turned.rowcount == 1
+
+
+def going(conn: Connection, schedule_id: ScheduleId) -> None:
+    """Hold the schedule's row. Raises NoSuchSchedule, ScheduleConflict for one whose runs would not start."""
+    row = locked(conn, schedule_id)
+    if row.removed_at is not None:
+        raise NoSuchSchedule(f"schedule {row.name} was removed; `nightmill schedule list` shows all that there are")
+    if row.paused_at is not None:
+        raise ScheduleConflict(
+            f"schedule {row.name} is paused, so nothing of it starts: `nightmill schedule resume {row.name}`"
+        )
 
 
 def locked(conn: Connection, schedule_id: ScheduleId) -> Row[Any]:

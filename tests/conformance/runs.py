@@ -100,6 +100,40 @@ def test_the_runs_of_one_schedule_are_settled_in_turn(repository: Repository) ->
     assert repository.claim_run(second, "b", LEASE) == 1
 
 
+def test_a_run_that_cannot_be_settled_yet_is_released_and_holds_no_other_one_up(repository: Repository) -> None:
+    schedule = scheduled(repository)
+    first, second = ended_run(repository, schedule), ended_run(repository, schedule, "2026-11-28")
+    assert repository.claim_run(first, "a", LEASE) == 1
+
+    repository.release_run(first.id, 1, delay_seconds=LEASE)
+
+    released = repository.get_run(first.id)
+    assert (released.state, released.settle_tries) == (RunState.RUNNING, 1)
+    assert [run.id for run in repository.unsettled_runs()] == [second.id]
+    assert repository.claim_run(released, "a", LEASE) is None  # its pause
+    assert repository.claim_run(second, "b", LEASE) == 1
+    repository.check_integrity()
+    with pytest.raises(Fenced, match="epoch 1 may not release it"):
+        repository.release_run(first.id, 1)
+
+
+def test_tries_to_settle_are_those_of_the_attempt_and_what_does_not_count_is_taken_back(repository: Repository) -> None:
+    schedule = scheduled(repository)
+    run = ended_run(repository, schedule)
+    for counts, tries in ((True, 1), (False, 1), (True, 2)):
+        epoch = repository.claim_run(repository.get_run(run.id), "a", LEASE)
+        assert epoch is not None
+        repository.release_run(run.id, epoch, counts=counts)
+        assert repository.get_run(run.id).settle_tries == tries
+
+    epoch = repository.claim_run(repository.get_run(run.id), "a", LEASE)
+    assert epoch == 4
+    repository.finish_run(run.id, epoch, RunState.FAILED)
+    [again] = repository.queue_runs(schedule.id, [new_run(with_job=False)], {RunState.FAILED})
+
+    assert (again.settle_tries, again.epoch) == (0, 4)  # who settled the attempt before stays fenced
+
+
 def test_a_run_whose_job_is_open_cannot_be_settled(repository: Repository) -> None:
     [run] = fired(repository, scheduled(repository), new_run())
 
@@ -164,14 +198,22 @@ def test_an_ended_run_is_queued_again_as_the_next_attempt_and_an_open_one_is_lef
 # --- notices --------------------------------------------------------------------------------------------------------
 
 
-def test_a_notice_is_offered_until_it_was_sent_or_tried_too_often(repository: Repository) -> None:
+def missed_run(repository: Repository) -> Run:
     missed = new_run(with_job=False, state=RunState.MISSED, notice="missed")
     [run] = fired(repository, scheduled(repository), missed)
+    return run
+
+
+def test_a_notice_is_offered_until_it_was_taken_or_tried_too_often(repository: Repository) -> None:
+    run = missed_run(repository)
 
     assert [found.id for found in repository.unsent_notices(3)] == [run.id]
+    assert repository.claim_notice(run, LEASE)
     repository.note_notice(run, error="refused", delay_seconds=LEASE)
     assert repository.unsent_notices(3) == []
     repository.note_notice(run, error="refused", delay_seconds=OVER)
+    [again] = repository.unsent_notices(3)
+    assert repository.claim_notice(again, OVER)  # and dies
     [again] = repository.unsent_notices(3)
     assert (again.notice_tries, again.notice_error, again.noticed) == (2, "refused", False)
     assert repository.unsent_notices(2) == []
@@ -179,3 +221,31 @@ def test_a_notice_is_offered_until_it_was_sent_or_tried_too_often(repository: Re
     repository.note_notice(run, error=None)
     assert repository.unsent_notices(9) == []
     assert repository.get_run(run.id).noticed
+
+
+def test_a_notice_is_tried_by_one_process_at_a_time_and_never_again_once_it_was_taken(repository: Repository) -> None:
+    run = missed_run(repository)
+
+    claimed = race(lambda: repository.claim_notice(run, LEASE), lambda: repository.claim_notice(run, LEASE))
+    assert sorted(claimed) == [False, True]
+    assert repository.unsent_notices(9) == []  # somebody is at it
+    repository.note_notice(run, error=None)
+
+    repository.note_notice(run, error="refused", delay_seconds=OVER)  # a slower one
+    assert repository.unsent_notices(9) == []
+    assert not repository.claim_notice(repository.get_run(run.id), LEASE)
+    assert repository.get_run(run.id).noticed
+
+
+def test_the_notice_of_an_attempt_is_not_that_of_the_next(repository: Repository) -> None:
+    schedule = scheduled(repository)
+    run = ended_run(repository, schedule)
+    assert repository.claim_run(run, "a", LEASE) == 1
+    first = repository.finish_run(run.id, 1, RunState.FAILED, notice="failure")
+    assert repository.claim_notice(first, LEASE)
+    repository.queue_runs(schedule.id, [new_run(with_job=False)], {RunState.FAILED})
+
+    repository.note_notice(first, error=None)  # it was at it meanwhile
+
+    again = repository.get_run(run.id)
+    assert (again.notice, again.notice_tries, again.noticed) == (None, 0, False)

@@ -16,8 +16,10 @@ ROWS = 6
 EVERY_TWO_SECONDS = "*/2 * * * * *"
 
 
-def declare(harness: Harness, name: str = "nightly", cron: str = EVERY_TWO_SECONDS, **changes: Any) -> Schedule:
-    """A schedule over a small input, from now on."""
+def declare(
+    harness: Harness, name: str = "nightly", cron: str = EVERY_TWO_SECONDS, cursor: str | None = None, **changes: Any
+) -> Schedule:
+    """A schedule over a small input, from now on, or from `cursor` on."""
     table: dict[str, Any] = {
         "cron": cron,
         "input": str(harness.write_input(prompts(ROWS), "nights")),
@@ -26,7 +28,10 @@ def declare(harness: Harness, name: str = "nightly", cron: str = EVERY_TWO_SECON
         "max_active": 50,
         "job": {"max_tokens": MAX_TOKENS, "shard_rows": 4},
     }
-    return actions.add(harness.repository, parse_schedule(name, table | changes, harness.folder))
+    declared = parse_schedule(name, table | changes, harness.folder)
+    if cursor is not None:
+        return harness.repository.add_schedule(declared, cursor)
+    return actions.add(harness.repository, declared)
 
 
 def runs_of(harness: Harness, schedule: Schedule) -> list[Run]:

@@ -14,6 +14,7 @@ import redis
 
 from jobs.schedules.prepare import NotYet
 from jobs.schedules.tick import Ticker
+from storage.schedule_records import Schedule
 from storage.states import RunState
 from tests.faults.clocks import ShiftedClock
 from tests.faults.harness import Harness, WorkerProcess, wait_for
@@ -38,6 +39,13 @@ def beat(harness: Harness, name: str, **environment: str) -> WorkerProcess:
     return harness.start_program(name, ["-m", "nightmill", "beat"], **{**OFTEN, **environment})
 
 
+def let_it_end(harness: Harness, schedule: Schedule) -> None:
+    """Nothing comes due any more, and what had begun ends: else a stop may come between the data set and SQL."""
+    harness.repository.pause_schedule(schedule.name)
+    wait_for(lambda: not harness.repository.active_runs(schedule.id), "what had begun ends")
+    harness.stop()
+
+
 def redis_of(harness: Harness) -> redis.Redis:
     return redis.Redis(unix_socket_path=harness.broker.url.removeprefix("redis+socket://"))
 
@@ -56,9 +64,7 @@ def test_45_two_beats_a_beat_that_is_killed_and_an_emptied_broker_change_nothing
     beat(nights, "b3")
 
     wait_for_labels(nights, schedule, 4)
-    nights.repository.pause_schedule(schedule.name)
-    wait_for(lambda: not nights.repository.active_runs(schedule.id), "what had begun ends")
-    nights.stop()
+    let_it_end(nights, schedule)
     check_nights(nights, schedule)
     labels = [datetime.strptime(label, "%Y-%m-%dT%H-%M-%S") for label in succeeded(nights, schedule)]
     assert {later - sooner for sooner, later in pairwise(labels)} == {timedelta(seconds=2)}
@@ -79,7 +85,7 @@ def test_45_whoever_is_killed_around_a_run_or_its_settling_leaves_it_to_the_next
     nights.start_reconciler_process("r2", **OFTEN)
 
     wait_for_labels(nights, schedule, 2)
-    nights.stop()
+    let_it_end(nights, schedule)
     check_nights(nights, schedule)
 
 
@@ -125,10 +131,43 @@ def test_46_a_clock_that_goes_forward_and_back_an_hour_repeats_no_label(nights: 
     assert len({run.job_id for run in runs_of(nights, hourly)}) == until + 2
 
 
-def _wait_for_a_tick(harness: Harness, number: int) -> None:
+def _wait_for_a_tick(harness: Harness, number: int, cursor: str | None = None) -> None:
     """Until a schedule that is made now, and looked at after all others, has fired."""
-    canary = declare(harness, f"z-{number}", cron="*/20 * * * *", catch_up="none")
+    canary = declare(harness, f"z-{number}", cron="*/20 * * * *", catch_up="none", cursor=cursor)
     wait_for(lambda: bool(runs_of(harness, canary)), "a tick has looked at all schedules")
+
+
+def test_46_days_on_which_clocks_jump_a_leap_day_and_a_move_have_one_run_each(nights: Harness) -> None:
+    """A reconciler whose clock jumps from one such day to the next; the one of Berlin moves to New York at last."""
+    clock = ShiftedClock(nights.folder)
+    absent = {"input": str(nights.folder / "absent/*.parquet"), "catch_up": "none", "cursor": "2027-03-13T12:00:00"}
+    berlin = declare(nights, "berlin", "30 2 * * *", zone="Europe/Berlin", **absent)
+    new_york = declare(nights, "new-york", "30 2 * * *", zone="America/New_York", **absent)
+    nights.start_reconciler_process("r1", **OFTEN, **clock.environment)
+
+    for number, moment in enumerate(JUMPS):
+        if moment == "2027-11-07T07:32":
+            seen = nights.repository.get_schedule(berlin.name)
+            nights.repository.change_schedule(seen, replace(seen.declared, zone="America/New_York"))
+        clock.shift(int(datetime.fromisoformat(f"{moment}+00:00").timestamp() - time.time()))
+        _wait_for_a_tick(nights, number, cursor=moment[:11] + "00:00:00")
+
+    for schedule, days in ((berlin, BERLIN_DAYS), (new_york, NEW_YORK_DAYS)):
+        runs = runs_of(nights, schedule)
+        every = [f"{datetime(2027, 3, 14) + timedelta(days=day):%Y-%m-%d}" for day in range(354)]
+        assert [run.label for run in runs] == every
+        in_time = {run.label: f"{run.logical_time:%H:%M}" for run in runs if run.state != RunState.MISSED}
+        assert in_time == days
+
+
+JUMPS = [
+    *("2027-03-14T07:31", "2027-03-28T01:31"),  # half past two is left out
+    *("2027-10-31T00:31", "2027-10-31T01:31"),  # Berlin shows it twice
+    *("2027-11-07T07:31", "2027-11-07T07:32"),  # Berlin had its run of that day, and is New York's now
+    *("2028-02-29T07:31", "2028-03-01T07:31"),
+]
+BERLIN_DAYS = {"2027-03-28": "01:30", "2027-10-31": "00:30", "2028-02-29": "07:30", "2028-03-01": "07:30"}
+NEW_YORK_DAYS = {"2027-03-14": "07:30", "2027-11-07": "07:30", "2028-02-29": "07:30", "2028-03-01": "07:30"}
 
 
 def test_46_a_year_of_nights_with_its_leap_day_clock_changes_and_a_move_has_each_date_once(nights: Harness) -> None:

@@ -84,7 +84,7 @@ def _with_up(program: Program, line: str, lines: list[str]) -> None:
 
 
 def test_the_guide_has_no_block_that_these_tests_do_not_know() -> None:
-    assert [language for language, _ in BLOCKS] == ["python", "sh", "sh", "toml", "sh", "sh", "sh", "sh"]
+    assert [language for language, _ in BLOCKS] == ["python", "sh", "sh", "toml", "sh", "sh", "sh", "sh", "sql"]
     assert len(COMMANDS) == 14
 
 

@@ -15,6 +15,7 @@ from tests.conformance.deadlines import *  # noqa: F403
 from tests.conformance.history import *  # noqa: F403
 from tests.conformance.jobs import *  # noqa: F403
 from tests.conformance.parallel import *  # noqa: F403
+from tests.conformance.redeclared import *  # noqa: F403
 from tests.conformance.retries import *  # noqa: F403
 from tests.conformance.runs import *  # noqa: F403
 from tests.conformance.schedules import *  # noqa: F403

@@ -74,12 +74,12 @@ def terms_for(url: str, variable: str = "HOOK_SECRET") -> DatasetTerms:
 
 def test_the_receiver_can_check_who_sent_it_and_when() -> None:
     with receiving(204) as receiver:
-        taken = webhook.send(terms_for(receiver.url), "missed", {"label": "2026-11-27"}, clock=lambda: 1795777200.9)
+        why = webhook.send(terms_for(receiver.url), "missed", {"label": "2026-11-27"}, clock=lambda: 1795777200.9)
 
     headers, (content,) = receiver.headers[0], receiver.bodies
     moment, given = (pair.split("=")[1] for pair in headers["Nightmill-Signature"].split(","))
     wanted = hmac.new(SECRET.encode(), f"{moment}.".encode() + content, hashlib.sha256).hexdigest()
-    assert taken
+    assert why is None
     assert (moment, given) == ("1795777200", wanted)
     assert headers["Nightmill-Event"] == "missed"
     assert json.loads(content) == {"event": "missed", "label": "2026-11-27"}
@@ -87,9 +87,9 @@ def test_the_receiver_can_check_who_sent_it_and_when() -> None:
 
 def test_an_answer_that_may_pass_is_tried_again_as_the_same_delivery() -> None:
     with receiving(503, 429, 200) as receiver:
-        taken = webhook.send(terms_for(receiver.url), "success", {"run": "1"}, settings=QUICK)
+        why = webhook.send(terms_for(receiver.url), "success", {"run": "1"}, settings=QUICK)
 
-    assert taken
+    assert why is None
     assert len(receiver.bodies) == 3
     assert len({headers["Nightmill-Delivery"] for headers in receiver.headers}) == 1
 
@@ -99,9 +99,9 @@ def test_a_receiver_that_does_not_take_it_is_left_alone_at_last(
     status: int, tries: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     with receiving(status) as receiver, caplog.at_level(logging.INFO):
-        taken = webhook.send(terms_for(receiver.url), "failure", {}, settings=QUICK)
+        why = webhook.send(terms_for(receiver.url), "failure", {}, settings=QUICK)
 
-    assert not taken
+    assert why == f"HTTP {status}"
     assert len(receiver.bodies) == tries
     assert f"HTTP {status}" in caplog.text
     assert SECRET not in caplog.text
@@ -109,20 +109,27 @@ def test_a_receiver_that_does_not_take_it_is_left_alone_at_last(
 
 
 def test_a_receiver_out_of_reach_is_told_in_the_log_alone(caplog: pytest.LogCaptureFixture) -> None:
-    taken = webhook.send(terms_for("http://127.0.0.1:9/hook"), "failure", {}, settings=QUICK)
+    why = webhook.send(terms_for("http://127.0.0.1:9/hook"), "failure", {}, settings=QUICK)
 
-    assert not taken
+    assert "refused" in (why or "")
     assert "webhook not taken host=127.0.0.1" in caplog.text
+
+
+def test_an_address_that_cannot_be_one_is_told_without_it(caplog: pytest.LogCaptureFixture) -> None:
+    why = webhook.send(terms_for("http://127.0.0.1:9/token-in-path\x7f"), "failure", {}, settings=QUICK)
+
+    assert why == "its address cannot be one"
+    assert "token-in-path" not in caplog.text
 
 
 def test_without_its_secret_nothing_is_sent(caplog: pytest.LogCaptureFixture) -> None:
     with receiving(200) as receiver:
-        taken = webhook.send(terms_for(receiver.url, "NO_SUCH_VARIABLE"), "success", {})
+        why = webhook.send(terms_for(receiver.url, "NO_SUCH_VARIABLE"), "success", {})
 
-    assert not taken
+    assert why == "the variable NO_SUCH_VARIABLE is not set"
     assert receiver.bodies == []
     assert "NO_SUCH_VARIABLE is not set" in caplog.text
 
 
 def test_without_a_webhook_nobody_is_told() -> None:
-    assert webhook.send(DatasetTerms(), "success", {})
+    assert webhook.send(DatasetTerms(), "success", {}) is None

@@ -62,6 +62,22 @@ def test_a_schedule_is_added_listed_shown_paused_resumed_and_removed(nightmill: 
     assert nightmill("list")[1] == ""
 
 
+def test_a_webhooks_address_is_shown_without_its_secret_parts(nightmill: Run, tmp_path: Path) -> None:
+    table = 'cron = "0 0 * * *"\ninput = "in"\ndataset = "data"\nmodel = "model"'
+    hook = 'terms = {{ webhook_url = "https://hooks.example/{}", webhook_secret_env = "SECRET" }}'
+    file = tmp_path / "schedules.toml"
+
+    said = []
+    for token in ("token-1", "token-2"):
+        file.write_text(f"[schedules.nightly]\n{table}\n{hook.format(token)}\n")
+        said.append(nightmill("apply", str(file), "--yes"))
+    said += [nightmill("show", "nightly"), nightmill("show", "nightly", "--json"), nightmill("list", "--json")]
+
+    assert [code for code, _, _ in said] == [0] * 5
+    assert all("token" not in out + err for _, out, err in said)
+    assert [out.count("https://hooks.example/...") for _, out, _ in said] == [1, 2, 1, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

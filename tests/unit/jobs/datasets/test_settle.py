@@ -7,7 +7,6 @@ import shutil
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from jobs.datasets import settle as module
 from jobs.datasets.settle import Settled, settle_run
 from jobs.datasets.terms import DatasetTerms
 from jobs.settings import Settings
-from storage import failpoints, layout
+from storage import layout
 from storage.dataset.current import read_current
 from storage.dataset.store import DatasetStore
 from storage.durable import sha256_bytes
@@ -27,20 +26,13 @@ from tests.unit.jobs.datasets.samples import ended_job
 from tests.unit.storage.dataset.samples import NOON, Night, days, publish_night
 
 MONDAY, TUESDAY = "2026-11-23", "2026-11-24"
-HOOK = {"webhook_url": "http://example.com/hook", "webhook_secret_env": "HOOK_SECRET"}
 
 
 class World:
-    """One data set, and what its webhook was told."""
+    """One data set."""
 
     def __init__(self, dataset: Path) -> None:
         self.dataset = dataset
-        self.told: list[tuple[str, dict[str, Any]]] = []
-        self.hook_works = True
-
-    def send(self, terms: DatasetTerms, event: str, body: dict[str, Any], **_: Any) -> bool:
-        self.told.append((event, body))
-        return self.hook_works
 
     def publish(self, label: str = MONDAY, run: str = "1", rows: int = 6, **columns: Any) -> tuple[Night, Job]:
         night = publish_night(self.dataset, label, run, rows, columns)
@@ -55,23 +47,19 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    made = World(tmp_path / "stories")
-    monkeypatch.setattr(module, "send", made.send)
-    return made
+def world(tmp_path: Path) -> World:
+    return World(tmp_path / "stories")
 
 
-def test_a_run_that_passes_its_gates_is_current_and_told(world: World) -> None:
+def test_a_run_that_passes_its_gates_is_current(world: World) -> None:
     night, job = world.publish()
 
-    settled = world.settle(night, job, DatasetTerms(min_success_rate=0.8, **HOOK))
+    settled = world.settle(night, job, DatasetTerms(min_success_rate=0.8))
 
     assert settled.published
     assert [(gate.name, gate.passed) for gate in settled.gates] == [("columns", True), ("min_success_rate", True)]
     assert world.current() == {MONDAY: "1"}
     assert "# stories" in (world.dataset / "README.md").read_text()
-    ((event, body),) = world.told
-    assert (event, body["label"], body["rows"], body["succeeded"]) == ("success", MONDAY, 6, 5)
 
 
 def test_a_failed_gate_keeps_the_pointer_and_the_partition_and_says_why(world: World) -> None:
@@ -79,14 +67,13 @@ def test_a_failed_gate_keeps_the_pointer_and_the_partition_and_says_why(world: W
     before = (world.dataset / "current.json").read_bytes()
     night, job = world.publish(TUESDAY)
 
-    settled = world.settle(night, job, DatasetTerms(min_success_rate=0.9, max_mean_tokens=3, **HOOK))
+    settled = world.settle(night, job, DatasetTerms(min_success_rate=0.9, max_mean_tokens=3))
 
     assert not settled.published
     assert "min_success_rate: 0.833333 of all rows succeeded, wanted at least 0.9" in settled.reason
     assert "max_mean_tokens: 4 tokens" in settled.reason
     assert (world.dataset / "current.json").read_bytes() == before
     assert (world.dataset / "_runs" / TUESDAY / "1/manifest.json").exists()
-    assert world.told[-1][0] == "failure"
     assert "| refused |" in (world.dataset / "README.md").read_text()
 
 
@@ -110,21 +97,20 @@ def test_what_a_job_published_that_did_not_complete_is_not_taken_in(world: World
         world.current()
 
 
-def test_a_job_without_results_leaves_no_trace_in_the_data_set_but_is_told(world: World) -> None:
+def test_a_job_without_results_leaves_no_trace_in_the_data_set(world: World) -> None:
     night, job = world.publish()
     shutil.rmtree(world.dataset)
     failed = replace(job, state=JobState.FAILED, published_generation=0, error="its model is gone")
 
-    settled = world.settle(night, failed, DatasetTerms(**HOOK))
+    settled = world.settle(night, failed, DatasetTerms())
 
     assert settled.reason == "job 7 is failed: its model is gone"
     assert not world.dataset.exists()
-    assert [event for event, _ in world.told] == ["failure"]
 
 
-def test_settling_again_is_told_once_and_changes_no_byte(world: World) -> None:
+def test_settling_again_changes_no_byte(world: World) -> None:
     night, job = world.publish()
-    terms = DatasetTerms(keep_runs=3, **HOOK)
+    terms = DatasetTerms(keep_runs=3)
     first = world.settle(night, job, terms)
     files = {path: path.read_bytes() for path in world.dataset.rglob("*") if path.is_file()}
 
@@ -132,38 +118,6 @@ def test_settling_again_is_told_once_and_changes_no_byte(world: World) -> None:
 
     assert again == first
     assert {path: path.read_bytes() for path in world.dataset.rglob("*") if path.is_file()} == files
-    assert len(world.told) == 1
-
-
-def test_a_webhook_that_took_nothing_is_told_when_the_run_is_settled_again(world: World) -> None:
-    night, job = world.publish()
-    world.hook_works = False
-    world.settle(night, job, DatasetTerms(**HOOK))
-    world.hook_works = True
-
-    world.settle(night, job, DatasetTerms(**HOOK))
-    world.settle(night, job, DatasetTerms(**HOOK))
-
-    assert len(world.told) == 2
-    assert world.told[0] == world.told[1]
-
-
-def test_a_crash_after_the_webhook_repeats_the_same_delivery(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    night, job = world.publish()
-    with monkeypatch.context() as patch:
-        patch.setattr(failpoints, "_armed", SimpleNamespace(points={"settle.after_webhook": Dying()}))
-        with pytest.raises(KeyboardInterrupt):
-            world.settle(night, job, DatasetTerms(**HOOK))
-
-    world.settle(night, job, DatasetTerms(**HOOK))
-
-    assert len(world.told) == 2
-    assert world.told[0] == world.told[1]
-
-
-class Dying:
-    def reach(self) -> None:
-        raise KeyboardInterrupt
 
 
 def test_the_first_verdict_stands_when_the_terms_have_changed_since(world: World) -> None:
@@ -266,12 +220,12 @@ def test_a_verdict_has_the_gates_for_whoever_looks_later(world: World) -> None:
 def test_what_fails_after_the_verdict_takes_nothing_back(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     night, job = world.publish()
 
-    def fail(*args: object, **keywords: object) -> bool:
-        raise RuntimeError("the webhook's host has no such name")
+    def fail(*_: object) -> bytes:
+        raise RuntimeError("a mistake in the card")
 
-    monkeypatch.setattr(module, "send", fail)
+    monkeypatch.setattr(module, "card_bytes", fail)
 
-    settled = world.settle(night, job, DatasetTerms(**HOOK))
+    settled = world.settle(night, job, DatasetTerms())
 
     assert settled.published
     assert world.current() == {MONDAY: "1"}

@@ -16,3 +16,11 @@ def office(tmp_path: Path) -> Iterator[Office]:
     yield made
     made.repository.check_integrity()
     made.repository.close()
+
+
+@pytest.fixture
+def noon(office: Office, monkeypatch: pytest.MonkeyPatch) -> Office:
+    """An office whose database has the clock of the test."""
+    office.write("in/a.parquet", "one")
+    monkeypatch.setattr(office.repository, "clock", lambda: office.now.timestamp())
+    return office

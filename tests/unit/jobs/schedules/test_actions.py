@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.exits import TimedOut, UsageError
+from jobs.exits import UsageError
 from jobs.schedules import actions
-from storage.errors import ScheduleConflict
-from storage.records import JobId
+from jobs.schedules.spec import parse_schedule
+from storage.errors import NoSuchSchedule, ScheduleConflict
 from storage.states import RunState
 from tests.unit.jobs.schedules.office import Office
 
@@ -22,14 +23,6 @@ input = "in/*.parquet"
 dataset = "{dataset}"
 model = "org/model"
 """
-
-
-@pytest.fixture
-def noon(office: Office, monkeypatch: pytest.MonkeyPatch) -> Office:
-    """An office whose database has the clock of the test."""
-    office.write("in/a.parquet", "one")
-    monkeypatch.setattr(office.repository, "clock", lambda: office.now.timestamp())
-    return office
 
 
 def write_file(office: Office, *, cron: str = "0 0 * * *", zone: str = "UTC", dataset: str = "d") -> Path:
@@ -72,6 +65,18 @@ def test_a_changed_time_counts_from_now_on_and_a_changed_zone_goes_on_after_the_
 
     apply(noon, zone="UTC", cron="0 6 * * *")
     assert noon.repository.get_schedule("nightly").cursor == "2026-11-25T08:00:00"
+
+
+def test_what_is_declared_while_an_hour_is_shown_again_does_not_fire_for_the_first_time(noon: Office) -> None:
+    noon.at("2026-10-25T01:10:00")  # 02:10 in Berlin, for the second time
+    table = {"cron": "*/20 * * * *", "zone": "Europe/Berlin", "input": "in/*.parquet", "dataset": "d", "model": "m"}
+
+    actions.add(noon.repository, parse_schedule("nightly", table, noon.folder))
+    noon.tick()
+    assert noon.states() == {}
+    noon.tick("2026-10-25T02:00:00")
+
+    assert list(noon.states()) == ["2026-10-25T03-00"]
 
 
 def test_schedules_that_the_file_does_not_name_are_removed_only_where_asked_for(noon: Office) -> None:
@@ -146,6 +151,43 @@ def test_a_date_that_is_no_slot_and_a_schedule_that_is_paused_are_refused(noon: 
     assert not actions.resume(noon.repository, "nightly").paused
 
 
+def test_a_slot_that_has_run_is_not_run_again_under_another_form_of_its_label(noon: Office) -> None:
+    noon.add()
+    run = actions.run_now(noon.repository, "nightly", "2026-11-24", again=False)
+    noon.tick()
+    noon.end_job("2026-11-24")
+    seen = noon.repository.get_schedule("nightly")
+    noon.repository.change_schedule(seen, replace(seen.declared, cron="0 0,6 * * *"))
+
+    plan = actions.plan_backfill(noon.repository, "nightly", LAST, LAST)
+    assert [slot.label for slot in plan.chosen] == ["2026-11-24T06-00"]
+    for label, attempt in (("2026-11-24T00-00", 2), ("2026-11-24", 3)):  # both name it
+        again = actions.run_now(noon.repository, "nightly", label, again=False)
+        assert (again.id, again.label, again.attempt) == (run.id, "2026-11-24", attempt)
+        with pytest.raises(ScheduleConflict, match="run 2026-11-24 of schedule nightly is queued; it is at work"):
+            actions.run_now(noon.repository, "nightly", label, again=True)
+        noon.tick()
+        noon.end_job("2026-11-24")
+
+    assert list(noon.states()) == ["2026-11-24"]
+
+
+def test_a_schedule_that_is_removed_while_its_run_is_asked_for_ends_that_with_an_error(
+    noon: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noon.add()
+    real = noon.repository.queue_runs
+
+    def overtaken(*arguments: Any) -> Any:
+        noon.repository.remove_schedule("nightly")
+        return real(*arguments)
+
+    monkeypatch.setattr(noon.repository, "queue_runs", overtaken)
+
+    with pytest.raises(NoSuchSchedule, match="schedule nightly was removed"):
+        actions.run_now(noon.repository, "nightly", None, again=False)
+
+
 # --- backfill -------------------------------------------------------------------------------------------------------
 
 
@@ -205,28 +247,3 @@ def test_a_range_with_too_many_dates_is_refused_before_all_are_counted(noon: Off
 
     with pytest.raises(UsageError, match="has more than 10000 dates of schedule nightly; take it in parts"):
         actions.plan_backfill(noon.repository, "nightly", date(1999, 1, 1), LAST)
-
-
-# --- following ------------------------------------------------------------------------------------------------------
-
-
-def test_runs_are_followed_to_their_end(noon: Office) -> None:
-    noon.add()
-    run = actions.run_now(noon.repository, "nightly", None, again=False)
-    steps = iter([lambda: None, noon.tick, lambda: noon.end_job("2026-11-24")])
-
-    seen = [
-        each.state
-        for each in actions.follow(noon.repository, [run.id], poll_seconds=0, check=lambda: next(steps)() and None)
-    ]
-
-    assert seen == [RunState.QUEUED, RunState.RUNNING, RunState.FAILED]
-    assert noon.run("2026-11-24").job_id == JobId(1)
-
-
-def test_a_wait_can_be_given_up(noon: Office) -> None:
-    noon.add()
-    run = actions.run_now(noon.repository, "nightly", None, again=False)
-
-    with pytest.raises(TimedOut, match="they go on"):
-        list(actions.follow(noon.repository, [run.id], poll_seconds=0, timeout=0.0))

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import errno
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from jobs.datasets.settle import Settled
 from jobs.datasets.terms import DatasetTerms
 from jobs.schedules.settling import Settler
 from storage.records import Job, NewShard
-from storage.schedule_records import RunRowId
+from storage.schedule_records import NewRun, RunRowId
 from storage.states import JobState, RunState
 from tests.conformance.samples import claimed, finish, plan
 from tests.unit.jobs.schedules.office import Office
@@ -27,12 +28,10 @@ TAKEN_IN = Settled(published=True, gates=(PASSED,), reason="all gates passed")
 
 @dataclass
 class Fakes:
-    """A data set that answers what it is told to, and a webhook that takes what comes."""
+    """A data set that answers what it is told to."""
 
     answers: list[Settled | Exception] = field(default_factory=lambda: [TAKEN_IN])
     calls: list[tuple[str, str, Path]] = field(default_factory=list)
-    sent: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
-    takes: bool = True
     meanwhile: Callable[[], None] = lambda: None
 
     def settle(self, job: Job, label: str, run_id: str, dataset: Path, terms: DatasetTerms) -> Settled:
@@ -43,11 +42,6 @@ class Fakes:
             raise answer
         return answer
 
-    def send(self, terms: DatasetTerms, event: str, body: Mapping[str, Any]) -> bool:
-        assert terms.webhook_url == WEBHOOK["webhook_url"]
-        self.sent.append((event, body))
-        return self.takes
-
 
 @pytest.fixture
 def fakes() -> Fakes:
@@ -55,12 +49,12 @@ def fakes() -> Fakes:
 
 
 def settler(office: Office, fakes: Fakes) -> Settler:
-    return Settler(office.settings, office.repository, "settler", settle=fakes.settle, send=fakes.send)
+    return Settler(office.settings, office.repository, "settler", settle=fakes.settle)
 
 
-def complete(office: Office, label: str = DAY) -> None:
+def complete(office: Office, label: str = DAY, name: str = "nightly") -> None:
     """The job of a run is planned, runs and completes."""
-    job = office.job_of(label)
+    job = office.job_of(label, name)
     assert office.repository.claim_job(job.id, "planner", 60.0) == 1
     office.repository.queue_job(job.id, 1, plan(10), [NewShard(idx=0, row_lo=0, row_hi=10, cost_tokens=1)])
     [shard] = office.repository.shards(job.id)
@@ -87,7 +81,7 @@ def test_a_run_whose_job_has_completed_and_whose_gates_pass_has_succeeded(office
     assert (run.state, run.reason, run.gates) == (RunState.SUCCEEDED, "all gates passed", [PASSED.as_dict()])
     assert fakes.calls == [(DAY, run.run_id, office.folder / "data-nightly")]
     assert settler(office, fakes).work() == 0
-    assert fakes.sent == []  # settling tells of its own ends
+    assert run.notice is None  # nobody is to be told
 
 
 @pytest.mark.parametrize(
@@ -137,7 +131,111 @@ def test_trouble_of_the_machine_is_tried_again_and_fails_the_run_at_last(office:
     assert ended == [0, 0, 1]
     run = office.run(DAY)
     assert (run.state, run.reason) == (RunState.FAILED, "its data set could not take it in: no space left")
-    assert [(event, body["label"], body["state"]) for event, body in fakes.sent] == [("failure", DAY, "failed")]
+    assert run.notice == "failure"
+
+
+def test_trouble_of_one_run_holds_no_other_one_up(office: Office, fakes: Fakes) -> None:
+    started(office, max_active=2)
+    office.tick(f"{NEXT}T00:00:10")
+    complete(office)
+    complete(office, NEXT)
+    fakes.answers = [OSError("no space left"), TAKEN_IN]
+
+    assert settler(office, fakes).work() == 1  # by the way, and not when a lease has run out
+
+    assert office.states() == {DAY: RunState.RUNNING, NEXT: RunState.SUCCEEDED}
+
+
+def test_a_mistake_in_how_one_run_ends_holds_no_other_one_up(office: Office, fakes: Fakes) -> None:
+    started(office, max_active=2)
+    office.tick(f"{NEXT}T00:00:10")
+    complete(office)
+    complete(office, NEXT)
+    real = office.repository.finish_run
+
+    def finish_run(run: RunRowId, *arguments: Any, **options: Any) -> Any:
+        if run == office.run(DAY).id:
+            raise KeyError("oops")
+        return real(run, *arguments, **options)
+
+    office.repository.finish_run = finish_run  # type: ignore[method-assign]
+    fakes.answers = [TAKEN_IN, TAKEN_IN]
+
+    assert settler(office, fakes).work() == 1
+
+    assert office.states() == {DAY: RunState.RUNNING, NEXT: RunState.SUCCEEDED}
+
+
+def test_each_attempt_has_its_tries_for_itself(office: Office, fakes: Fakes) -> None:
+    office.settings = office.settings.model_copy(update={"lease_seconds": -1.0, "max_shard_attempts": 2})
+    started(office)
+    complete(office)
+    fakes.answers = [OSError("no space left")] * 3
+    assert [settler(office, fakes).work() for _ in range(2)] == [0, 1]
+    asked = NewRun(label=DAY, slot=f"{DAY}T00:00:00", logical_time=0.0, state=RunState.QUEUED)
+    office.repository.queue_runs(office.run(DAY).schedule_id, [asked], {RunState.FAILED})
+    office.tick()
+    complete(office)
+
+    assert settler(office, fakes).work() == 0
+
+    assert (office.run(DAY).attempt, office.run(DAY).state) == (2, RunState.RUNNING)
+
+
+def test_a_full_disk_is_waited_for_however_long_it_takes(office: Office, fakes: Fakes) -> None:
+    started(office)
+    complete(office)
+    office.settings = office.settings.model_copy(update={"full_disk_seconds": -1.0, "max_shard_attempts": 2})
+    fakes.answers = [*(OSError(errno.ENOSPC, "no space left") for _ in range(5)), TAKEN_IN]
+
+    ended = [settler(office, fakes).work() for _ in range(6)]
+
+    assert ended == [0, 0, 0, 0, 0, 1]
+    assert office.run(DAY).state == RunState.SUCCEEDED
+
+
+def test_a_run_whose_settling_kills_whoever_is_at_it_fails_at_last(office: Office, fakes: Fakes) -> None:
+    started(office)
+    complete(office)
+    for epoch in (1, 2, 3):
+        assert office.repository.claim_run(office.run(DAY), "dies", -1.0) == epoch
+    office.settings = office.settings.model_copy(update={"max_shard_attempts": 3})
+
+    assert settler(office, fakes).work() == 1
+
+    assert fakes.calls == []
+    assert office.run(DAY).reason == "whoever settled it was gone before the end, 3 times"
+
+
+def test_a_run_whose_rows_run_again_is_let_go_so_that_a_newer_one_is_settled(office: Office, fakes: Fakes) -> None:
+    started(office, max_active=2)
+    office.tick(f"{NEXT}T00:00:10")
+    complete(office)
+    complete(office, NEXT)
+    job = office.job_of(DAY)
+    real = office.repository.get_job
+    open_again = replace(job, state=JobState.QUEUED)
+    office.repository.get_job = lambda id: open_again if id == job.id else real(id)  # type: ignore[method-assign]
+
+    assert settler(office, fakes).work() == 1
+
+    assert office.states() == {DAY: RunState.RUNNING, NEXT: RunState.SUCCEEDED}
+    assert office.run(DAY).settle_tries == 0
+
+
+def test_terms_that_cannot_be_honoured_any_more_end_that_run_alone(office: Office, fakes: Fakes) -> None:
+    office.add("other")
+    started(office, terms=WEBHOOK)
+    for name in ("nightly", "other"):
+        complete(office, name=name)
+    seen = office.repository.get_schedule("nightly")
+    worse = replace(seen.declared, terms={**seen.declared.terms, "min_success_rate": 2})
+    office.repository.change_schedule(seen, worse)
+
+    assert settler(office, fakes).work() == 2
+
+    assert (office.states(), office.states("other")) == ({DAY: RunState.FAILED}, {DAY: RunState.SUCCEEDED})
+    assert (office.run(DAY).notice, "min_success_rate is 2" in str(office.run(DAY).reason)) == ("failure", True)
 
 
 def test_a_mistake_in_one_run_ends_that_run_alone(office: Office, fakes: Fakes) -> None:
@@ -161,7 +259,7 @@ def test_a_settler_that_was_overtaken_changes_nothing(office: Office, fakes: Fak
     fakes.meanwhile = lambda: settler(office, other).work()  # type: ignore[assignment,return-value]
     fakes.answers = [Settled(published=False, gates=(FAILED,), reason="what the slow one sees")]
 
-    ended = Settler(slow, office.repository, "slow", settle=fakes.settle, send=fakes.send).work()
+    ended = Settler(slow, office.repository, "slow", settle=fakes.settle).work()
 
     assert ended == 0
     assert office.run(DAY).state == RunState.SUCCEEDED
@@ -187,38 +285,3 @@ def test_the_right_to_settle_is_kept_while_gates_take_their_time(office: Office,
     fakes.meanwhile = wait
 
     assert settler(office, fakes).work() == 1
-
-
-# --- the webhook ----------------------------------------------------------------------------------------------------
-
-
-def test_a_missed_night_is_told_once_it_can_be(office: Office, fakes: Fakes) -> None:
-    office.settings = office.settings.model_copy(update={"notice_pause_seconds": -1.0})
-    office.write("in/a.parquet", "one")
-    office.add(catch_up="none", terms=WEBHOOK)
-    office.tick(f"{DAY}T08:00:00")
-
-    fakes.takes = False
-    settler(office, fakes).work()
-    fakes.takes = True
-    for _ in range(3):
-        settler(office, fakes).work()
-
-    assert [event for event, _ in fakes.sent] == ["missed", "missed"]
-    body = fakes.sent[0][1]
-    assert (body["schedule"], body["label"], body["state"]) == ("nightly", DAY, "missed")
-    assert office.run(DAY).noticed
-
-
-def test_a_webhook_that_never_answers_is_given_up(office: Office, fakes: Fakes) -> None:
-    office.settings = office.settings.model_copy(update={"notice_pause_seconds": -1.0, "notice_tries": 2})
-    office.write("in/a.parquet", "one")
-    office.add(catch_up="none", terms=WEBHOOK)
-    office.tick(f"{DAY}T08:00:00")
-    fakes.takes = False
-
-    for _ in range(4):
-        settler(office, fakes).work()
-
-    assert len(fakes.sent) == 2
-    assert office.run(DAY).notice_error is not None

@@ -115,6 +115,23 @@ def test_differences_name_what_changes_and_nothing_else() -> None:
     assert all(line.startswith("- ") for line in differences(old, None))
 
 
+def test_of_a_webhooks_address_nothing_is_shown_that_may_be_a_secret() -> None:
+    first, second = (
+        parse_schedule("nightly", TABLE | {"terms": {"webhook_url": url, "webhook_secret_env": "SECRET"}}, BASE)
+        for url in ("https://hooks.example:8443/T0/hidden?key=1#x", "https://hooks.example/hidden")
+    )
+
+    lines = [*differences(None, first), *differences(first, second), *differences(second, None)]
+
+    assert [line for line in lines if "webhook_url" in line] == [
+        "+ terms.webhook_url: https://hooks.example/...",
+        "- terms.webhook_url: https://hooks.example/...",
+        "+ terms.webhook_url: https://hooks.example/...",
+        "- terms.webhook_url: https://hooks.example/...",
+    ]
+    assert not any("hidden" in line for line in lines)
+
+
 def test_a_day_is_written_in_one_way() -> None:
     assert day_of("2026-11-27") == date(2026, 11, 27)
     with pytest.raises(ValueError, match="'yesterday' is no date"):

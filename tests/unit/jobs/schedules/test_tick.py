@@ -53,56 +53,6 @@ def test_a_clock_that_is_set_forward_and_back_an_hour_changes_nothing(office: Of
     assert office.states() == {WEDNESDAY: RUNNING, THURSDAY: RUNNING}
 
 
-def test_two_ticks_that_decide_at_the_same_time_make_one_run(office: Office) -> None:
-    office.write("in/a.parquet", "one")
-    office.add()
-    office.at(f"{WEDNESDAY}T00:00:10")
-    other = office.ticker()
-    real = other._prepare
-
-    def overtaken(*arguments: object) -> object:
-        other._prepare = real
-        office.tick()  # while the first one still reads its input
-        return real(*arguments)  # type: ignore[arg-type]
-
-    other._prepare = overtaken  # type: ignore[assignment]
-
-    other.tick()
-
-    assert office.states() == {WEDNESDAY: RUNNING}
-    assert len(office.repository.list_jobs()) == 1
-
-
-@pytest.mark.parametrize(
-    ("catch_up", "wanted"),
-    [
-        ("none", [RunState.MISSED, RunState.MISSED, RunState.MISSED]),
-        ("latest", [RunState.MISSED, RunState.MISSED, RUNNING]),
-        ("all", [RUNNING, QUEUED, QUEUED]),
-    ],
-)
-def test_three_midnights_without_a_tick_are_caught_up_as_the_schedule_says(
-    office: Office, catch_up: str, wanted: list[RunState]
-) -> None:
-    office.write("in/a.parquet", "one")
-    office.add(catch_up=catch_up)
-
-    office.tick(f"{FRIDAY}T08:00:00")
-    office.tick(f"{FRIDAY}T08:00:30")
-
-    assert office.states() == dict(zip((WEDNESDAY, THURSDAY, FRIDAY), wanted, strict=True))
-
-
-def test_only_the_newest_of_many_missed_slots_tells_the_webhook(office: Office) -> None:
-    office.write("in/a.parquet", "one")
-    office.add(catch_up="none", terms=WEBHOOK)
-
-    office.tick(f"{FRIDAY}T08:00:00")
-
-    assert [run.notice for run in office.runs()] == [None, None, "missed"]
-    assert "nobody ticked" in str(office.run(FRIDAY).reason)
-
-
 def test_queued_runs_start_in_turn_as_places_become_free(office: Office) -> None:
     office.write("in/a.parquet", "one")
     office.add(catch_up="all")
