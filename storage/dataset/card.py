@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from storage.dataset.current import Current, CurrentRun
-from storage.dataset.verdicts import Verdict
+from storage.dataset.verdicts import DamagedVerdict, Verdict
 
 MARK = "`current.json` names the run that counts for each label"
 """In every card, so that no other README is taken for one."""
@@ -39,7 +39,7 @@ SNIPPETS: Mapping[str, str] = MappingProxyType(
 """Three lines each, run in the data set's folder: `table` is all that is current."""
 
 
-def card_bytes(name: str, current: Current, verdicts: Sequence[Verdict]) -> bytes:
+def card_bytes(name: str, current: Current, verdicts: Sequence[Verdict | DamagedVerdict]) -> bytes:
     """`verdicts`: the newest on each run there is."""
     rows = sum(run.rows for run in current.runs)
     lines = [
@@ -71,20 +71,27 @@ def _front_matter(name: str, runs: Sequence[CurrentRun], rows: int) -> Iterator[
     yield from ("---", "")
 
 
-def _table(current: Current, verdicts: Sequence[Verdict]) -> Iterator[str]:
+def _table(current: Current, verdicts: Sequence[Verdict | DamagedVerdict]) -> Iterator[str]:
     named = {(run.label, run.run) for run in current.runs}
-    newest = sorted(verdicts, key=lambda verdict: (verdict.label, verdict.order), reverse=True)
+    newest = sorted(verdicts, key=_place, reverse=True)
     for verdict in newest[:SHOWN_RUNS]:
         is_current = (verdict.label, verdict.run) in named
-        state = "current" if is_current else "replaced" if verdict.accepted else "refused"
-        cells = (
-            *(verdict.label, verdict.run, verdict.job, state, verdict.rows, verdict.succeeded),
-            *(f"{verdict.at:%Y-%m-%d %H:%M} UTC", "" if verdict.accepted else _cell(verdict.reason)),
-        )
+        if isinstance(verdict, DamagedVerdict):
+            state = "current" if is_current else "unknown"
+            cells: tuple[object, ...] = (verdict.label, verdict.run, "", state, "", "", "", _cell(verdict.why))
+        else:
+            state = "current" if is_current else "replaced" if verdict.accepted else "refused"
+            why = "" if verdict.accepted else _cell(verdict.reason)
+            numbers = (verdict.rows, verdict.succeeded, f"{verdict.at:%Y-%m-%d %H:%M} UTC")
+            cells = (verdict.label, verdict.run, verdict.job, state, *numbers, why)
         yield f"| {' | '.join(str(cell) for cell in cells)} |"
     if len(newest) > SHOWN_RUNS:
         yield ""
         yield f"and {len(newest) - SHOWN_RUNS} older runs."
+
+
+def _place(verdict: Verdict | DamagedVerdict) -> tuple[str, int, str]:
+    return verdict.label, verdict.order if isinstance(verdict, Verdict) else 0, verdict.run
 
 
 def _cell(text: str) -> str:

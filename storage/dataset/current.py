@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.dataset import names
+from storage.durable import read_bytes
 from storage.errors import FileDamaged, NoSuchDataset
 
 SCHEMA_VERSION = 1
@@ -69,10 +70,15 @@ class Current:
     def of(self, label: str) -> CurrentRun | None:
         return next((run for run in self.runs if run.label == label), None)
 
+    def is_past(self, label: str, order: int, generation: int) -> bool:
+        """Was what was judged so taken before, or a run that was judged later?"""
+        taken = self.of(label)
+        return taken is not None and (taken.order, taken.generation) >= (order, generation)
+
     def taking(self, new: CurrentRun) -> Current:
-        """With `new` for its label; itself if `new` was taken before, or a run that was judged later."""
+        """With `new` for its label; itself if it is past that."""
         old = self.of(new.label)
-        if old is not None and (old.order, old.generation) >= (new.order, new.generation):
+        if self.is_past(new.label, new.order, new.generation):
             return self
         left = [run for run in self.replaced if (run.label, run.run) != (new.label, new.run)]
         if old is not None and old.run != new.run:
@@ -109,11 +115,14 @@ class Current:
 
 
 def read_current(dataset: Path) -> Current:
-    """What is current now, from one read of one file. Raises NoSuchDataset when nothing ever was, FileDamaged."""
+    """What is current now, from one read of one file. Raises NoSuchDataset when nothing ever was, FileDamaged,
+    FileUnreadable."""
     path = dataset / names.CURRENT
     try:
-        return Current.from_bytes(path.read_bytes())
+        content = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise NoSuchDataset(f"{dataset} has no current run yet: {path} does not exist") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    try:
+        return Current.from_bytes(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileDamaged(f"{path} cannot be read: {error}") from error
