@@ -16,7 +16,7 @@ import pyarrow as pa
 from jobs.datasets.checks import CheckRules, why_not
 from jobs.datasets.observed import Observed, observe
 from jobs.datasets.terms import DatasetTerms
-from storage.dataset.names import LABEL_COLUMN
+from storage.dataset.names import check_label_column
 from storage.errors import FileDamaged, may_pass
 from storage.parquet.sealed import open_sealed
 
@@ -89,8 +89,10 @@ def columns(file: Path, beside: Mapping[str, Path]) -> GateResult:
 
 
 def _clash(schema: pa.Schema, beside: Mapping[str, Path]) -> str:
-    if LABEL_COLUMN in schema.names:
-        return f"the column {LABEL_COLUMN} is the run's label in a data set; rename it in the input, or do not keep it"
+    try:
+        check_label_column(schema.names)
+    except ValueError as error:
+        return str(error)
     types = {field.name: field.type for field in schema}
     for label, other in beside.items():
         try:

@@ -15,24 +15,27 @@ MARK = "`current.json` names the run that counts for each label"
 SHOWN_RUNS = 100
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
 
+_FILES = 'files = json.loads(pathlib.Path("current.json").read_text())["files"]\n'
+_TABLE = (
+    'ds.dataset(files, pa.unify_schemas([*map(pq.read_schema, files), pa.schema({"dt": "string"})]),'
+    ' partitioning=["dt"], partition_base_dir="_runs").to_table()'
+)
+"""With the columns of all files: one may be missing in some nights, or hold nothing."""
+
 SNIPPETS: Mapping[str, str] = MappingProxyType(
     {
         "pyarrow": (
-            "import json, pathlib, pyarrow.dataset as ds\n"
-            'current = json.loads(pathlib.Path("current.json").read_text())\n'
-            'table = ds.dataset(current["files"], partitioning=["dt"], partition_base_dir="_runs").to_table()\n'
+            "import json, pathlib, pyarrow as pa, pyarrow.dataset as ds, pyarrow.parquet as pq\n"
+            f"{_FILES}table = {_TABLE}\n"
         ),
         "DuckDB": (
-            "import duckdb, json, pathlib\n"
-            'files = json.loads(pathlib.Path("current.json").read_text())["files"]\n'
-            "table = duckdb.sql(\"SELECT * EXCLUDE filename, split_part(filename, '/', -4) AS dt"
-            ' FROM read_parquet($files, filename=true, union_by_name=true)", params={"files": files})\n'
+            f"import duckdb, json, pathlib\n{_FILES}"
+            "table = duckdb.sql(\"SELECT * REPLACE (split_part(dt, '/', -4) AS dt)"
+            ' FROM read_parquet($files, filename=\'dt\', union_by_name=true)", params={"files": files})\n'
         ),
         "datasets": (
-            "import datasets, json, pathlib\n"
-            'runs = json.loads(pathlib.Path("current.json").read_text())["labels"].items()\n'
-            'table = datasets.concatenate_datasets([datasets.Dataset.from_parquet(run["files"]).add_column('
-            '"dt", [dt] * run["rows"]) for dt, run in runs if run["rows"]])\n'
+            "import datasets, json, pathlib, pyarrow as pa, pyarrow.dataset as ds, pyarrow.parquet as pq\n"
+            f"{_FILES}table = datasets.Dataset({_TABLE}.replace_schema_metadata())\n"
         ),
     }
 )
