@@ -5,6 +5,7 @@ StorageError
 ├── OutputConflict    the output directory belongs to another job, or cannot be written
 ├── NoSuchJob
 ├── NoSuchDataset     no run of this data set is current yet
+├── NotLocal          a path that names object storage, which is not supported yet
 ├── DatasetBusy       another process changes the data set for too long
 ├── JobConflict       the same run key or output with another specification
 ├── NoSuchSchedule
@@ -42,6 +43,10 @@ class NoSuchJob(StorageError):
 
 class NoSuchDataset(StorageError):
     """No run of this data set is current yet."""
+
+
+class NotLocal(StorageError):
+    """A path that names object storage; only local paths are supported yet."""
 
 
 class DatasetBusy(StorageError):

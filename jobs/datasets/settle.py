@@ -67,9 +67,12 @@ def settle_run(
     """
     settings = Settings() if settings is None else settings
     store = DatasetStore(dataset)
-    out = store.run_folder(run_label, run_id)
     if job.state not in JOB_FINAL:
         raise ValueError(f"job {job.id} is {job.state.value}; its run is settled when it has ended")
+    try:
+        out = store.run_folder(run_label, run_id)
+    except FileDamaged as error:
+        return _unpublished(job, run_label, run_id, dataset, terms, settings, str(error))
     if os.path.realpath(job.output_uri) != os.path.realpath(out):
         raise ValueError(f"job {job.id} wrote to {job.output_uri}, so it is not the run {out}")
     if not job.published_generation:
@@ -82,7 +85,7 @@ def settle_run(
             raise FileUnreadable(str(error)) from error
         return _unpublished(job, run_label, run_id, dataset, terms, settings, str(error))
     try:
-        store.write_card(partial(card_bytes, dataset.resolve().name))
+        store.write_card(partial(card_bytes, os.path.basename(os.path.abspath(dataset))))
         if terms.keep_runs is not None or terms.keep_days is not None:
             store.retain(_retention(terms), now())
         _tell(verdict, out, dataset, terms, settings)

@@ -9,9 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from storage import layout
 from storage.dataset import names
 from storage.durable import read_bytes
-from storage.errors import FileDamaged, NoSuchDataset
+from storage.errors import FileDamaged, NoSuchDataset, NotLocal
 
 SCHEMA_VERSION = 1
 
@@ -46,8 +47,15 @@ class CurrentRun:
 
     @staticmethod
     def from_json(label: str, fields: Mapping[str, Any]) -> CurrentRun:
+        """Raises ValueError for what leads out of the run's folder, and as `Current.from_bytes` does."""
         since, files = datetime.fromisoformat(fields["since"]), tuple(fields["files"])
-        return CurrentRun(**{**fields, "label": label, "since": since, "files": files})
+        run = CurrentRun(**{**fields, "label": label, "since": since, "files": files})
+        if not (names.is_name(label) and names.is_name(run.run)):
+            raise ValueError(f"{label!r} of run {run.run!r} is no name")
+        for file in files:
+            if not layout.is_safe_key(file) or not file.startswith(f"{run.folder}/"):
+                raise ValueError(f"the file {file!r} is not in {run.folder}")
+        return run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +65,13 @@ class Replaced:
     label: str
     run: str
     at: datetime
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> Replaced:
+        left = Replaced(**{**fields, "at": datetime.fromisoformat(fields["at"])})
+        if not (names.is_name(left.label) and names.is_name(left.run)):
+            raise ValueError(f"{left.label!r} of run {left.run!r} is no name")
+        return left
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +125,17 @@ class Current:
         return Current(
             int(fields["revision"]),
             tuple(CurrentRun.from_json(label, run) for label, run in fields["labels"].items()),
-            tuple(Replaced(**{**run, "at": datetime.fromisoformat(run["at"])}) for run in fields["replaced"]),
+            tuple(Replaced.from_json(run) for run in fields["replaced"]),
         )
 
 
 def read_current(dataset: Path) -> Current:
     """What is current now, from one read of one file. Raises NoSuchDataset when nothing ever was, FileDamaged,
-    FileUnreadable."""
+    FileUnreadable, NotLocal."""
+    if layout.is_remote(str(dataset)):
+        raise NotLocal(
+            f"the data set {dataset} is no local directory; s3:// and other object storage are not supported yet"
+        )
     path = dataset / names.CURRENT
     try:
         content = read_bytes(path)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from storage.dataset import names
 from storage.dataset.current import Current, read_current
+from storage.durable import inside
 from storage.errors import FileDamaged, NoSuchDataset
 from storage.parquet.generations import listed_file
 
@@ -50,5 +51,5 @@ def current_files(folder: Path, current: Current) -> Iterator[CurrentFile]:
     """The data parts of all current runs, labels and parts in order."""
     for run in current.runs:
         for key in run.files:
-            out = folder / run.folder
+            out = inside(folder, run.folder)
             yield CurrentFile(run.label, listed_file(out, run.generation, str(Path(key).relative_to(run.folder))))

@@ -23,6 +23,7 @@ from storage import failpoints, layout
 from storage.dataset import names
 from storage.dataset.card import MARK
 from storage.dataset.current import Current, CurrentRun, read_current
+from storage.dataset.links import first_link, refuse_links
 from storage.dataset.retention import Retention
 from storage.dataset.verdicts import DamagedVerdict, Verdict, read_verdict, verdicts
 from storage.durable import create_exclusive, make_folder, sha256_file, sync_folder, write_atomic
@@ -47,6 +48,7 @@ class DatasetStore:
     def run_folder(self, label: str, run: str) -> Path:
         assert names.is_name(label), f"no label can be called {label!r}"
         assert names.is_name(run), f"no run can be called {run!r}"
+        refuse_links(self.folder, label, run)
         return self.folder / names.run_folder(label, run)
 
     def current(self) -> Current:
@@ -158,6 +160,8 @@ class DatasetStore:
     def _put_away(self, label: str, run: str) -> None:
         """Move the folder where no reader looks, in one step: it is whole until it is gone."""
         aside = self.folder / names.REMOVED
+        if aside.is_symlink():
+            raise FileDamaged(f"{aside} is a link; remove it")
         make_folder(aside)
         source = self.run_folder(label, run)
         os.rename(source, aside / f"{label}.{run}.{uuid.uuid4().hex[:8]}")
@@ -165,7 +169,8 @@ class DatasetStore:
 
     def _without_gone(self, current: Current) -> Current:
         pairs = [(run.label, run.run) for run in current.replaced]
-        return current.without(frozenset(pair for pair in pairs if not self.run_folder(*pair).exists()))
+        kept = (pair for pair in pairs if first_link(self.folder, *pair) is None)
+        return current.without(frozenset(pair for pair in kept if not self.run_folder(*pair).exists()))
 
     def _replace(self, move: Callable[[Current], Current]) -> Current:
         """Write what `move` makes of the present content, if it is another; the caller holds the lock."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from storage.dataset import names
+from storage.dataset.links import first_link
 from storage.durable import read_bytes
 from storage.errors import FileDamaged
 
@@ -51,8 +52,11 @@ def read_verdict(folder: Path, generation: int) -> Verdict | None:
 
 
 def verdicts(dataset: Path, label: str = "*") -> Iterator[Verdict | DamagedVerdict]:
-    """The newest on each run of the label, or of all, in the order of labels and runs. Raises FileUnreadable."""
+    """The newest on each run of the label, or of all, in the order of labels and runs; what is behind a link is
+    none. Raises FileUnreadable."""
     for folder in sorted((dataset / names.RUNS).glob(f"{label}/*")):
+        if first_link(dataset, folder.parent.name, folder.name) is not None:
+            continue
         found = sorted(folder.glob(names.verdict(0).replace("0000", "[0-9]" * 4)))
         try:
             verdict = _read(folder, found[-1]) if found else None
