@@ -94,7 +94,7 @@ def _read(check: str, answer: bytes, code: int) -> str:
         assert isinstance(why, str), "an answer is a text"
     except (ValueError, KeyError, TypeError, AssertionError):
         return f"{check} gave no answer that can be read, but {answer[:SHOWN]!r}"
-    return why[:SHOWN]
+    return why.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")[:SHOWN]
 
 
 def _environment(rules: CheckRules) -> Mapping[str, str]:

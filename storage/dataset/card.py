@@ -45,6 +45,7 @@ SNIPPETS: Mapping[str, str] = MappingProxyType(
 def card_bytes(name: str, current: Current, verdicts: Sequence[Verdict | DamagedVerdict]) -> bytes:
     """`verdicts`: the newest on each run there is."""
     rows = sum(run.rows for run in current.runs)
+    name = " ".join(name.encode(errors="replace").decode().split())  # one line, whatever the folder is called
     lines = [
         *_front_matter(name, current.runs, rows),
         f"# {name}",
@@ -65,7 +66,7 @@ def card_bytes(name: str, current: Current, verdicts: Sequence[Verdict | Damaged
 def _front_matter(name: str, runs: Sequence[CurrentRun], rows: int) -> Iterator[str]:
     """What the Hub, and `load_dataset` of this folder, read. JSON texts are YAML texts too."""
     size = next((text for most, text in SIZES if rows < most), "n>10M")
-    yield from ("---", f"pretty_name: {json.dumps(name)}", "tags:", "- synthetic", "- nightmill")
+    yield from ("---", f"pretty_name: {json.dumps(name, ensure_ascii=False)}", "tags:", "- synthetic", "- nightmill")
     yield from ("size_categories:", f"- {size}")
     files = [file for run in runs if run.rows for file in run.files]
     if files:
@@ -81,9 +82,10 @@ def _table(current: Current, verdicts: Sequence[Verdict | DamagedVerdict]) -> It
         is_current = (verdict.label, verdict.run) in named
         if isinstance(verdict, DamagedVerdict):
             state = "current" if is_current else "unknown"
-            cells: tuple[object, ...] = (verdict.label, verdict.run, "", state, "", "", "", _cell(verdict.why))
+            place = (_cell(verdict.label), _cell(verdict.run))  # as somebody has called the folders
+            cells: tuple[object, ...] = (*place, "", state, "", "", "", _cell(verdict.why))
         else:
-            state = "current" if is_current else "replaced" if verdict.accepted else "refused"
+            state = "current" if is_current else _state(verdict, current)
             why = "" if verdict.accepted else _cell(verdict.reason)
             numbers = (verdict.rows, verdict.succeeded, f"{verdict.at:%Y-%m-%d %H:%M} UTC")
             cells = (verdict.label, verdict.run, verdict.job, state, *numbers, why)
@@ -91,6 +93,13 @@ def _table(current: Current, verdicts: Sequence[Verdict | DamagedVerdict]) -> It
     if len(newest) > SHOWN_RUNS:
         yield ""
         yield f"and {len(newest) - SHOWN_RUNS} older runs."
+
+
+def _state(verdict: Verdict, current: Current) -> str:
+    """Of a run that is not current."""
+    if not verdict.accepted:
+        return "refused"
+    return "replaced" if current.is_past(verdict.label, verdict.order, verdict.generation) else "accepted"
 
 
 def _place(verdict: Verdict | DamagedVerdict) -> tuple[str, int, str]:

@@ -52,6 +52,8 @@ class CurrentRun:
         run = CurrentRun(**{**fields, "label": label, "since": since, "files": files})
         if not (names.is_name(label) and names.is_name(run.run)):
             raise ValueError(f"{label!r} of run {run.run!r} is no name")
+        if not all(isinstance(each, int) for each in (run.order, run.generation, run.rows)):
+            raise ValueError(f"the run of {label} holds text where a number is meant")
         for file in files:
             if not layout.is_safe_key(file) or not file.startswith(f"{run.folder}/"):
                 raise ValueError(f"the file {file!r} is not in {run.folder}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ def open_dataset(folder: Path) -> ds.Dataset:
 
     Raises NoSuchDataset when nothing is current, FileDamaged.
     """
+    folder = Path(os.path.abspath(folder))  # a relative one may look like an address
     files = [file.path for file in current_files(folder, read_current(folder))]
     if not files:
         raise NoSuchDataset(f"{folder} has no current run yet")

@@ -26,7 +26,7 @@ from storage.dataset.current import Current, CurrentRun, read_current
 from storage.dataset.links import first_link, refuse_links
 from storage.dataset.retention import Retention
 from storage.dataset.verdicts import DamagedVerdict, Verdict, read_verdict, verdicts
-from storage.durable import create_exclusive, make_folder, sha256_file, sync_folder, write_atomic
+from storage.durable import create_exclusive, make_folder, remove_temporaries, sha256_file, sync_folder, write_atomic
 from storage.errors import DatasetBusy, FileDamaged, NoSuchDataset
 from storage.parquet.generations import Generation, listed_file
 from storage.parquet.manifest import newest_generation
@@ -128,6 +128,7 @@ class DatasetStore:
                 log.warning("%s is no card of ours and stays as it is", path)
             elif before != content:
                 write_atomic(path, content)
+            remove_temporaries(self.folder)  # of processes that were killed
         failpoints.reach("settle.after_card")
 
     def retain(self, rule: Retention, now: datetime) -> list[tuple[str, str]]:

@@ -66,6 +66,10 @@ def writes_everywhere(run: ds.Dataset) -> None:
             continue
 
 
+def mumbles(run: ds.Dataset) -> str:
+    return "half a \ud83d sign, and a \0"
+
+
 def sees_no_secrets(run: ds.Dataset) -> str | None:
     seen = [name for name in os.environ if name in ("HOOK_SECRET", "NIGHTMILL_DATABASE_URL", "PGPASSWORD")]
     return f"seen: {seen}" if seen or "KEPT" not in os.environ else None

@@ -44,6 +44,7 @@ def test_a_check_passes_when_it_returns_nothing_or_true(parts: list[Path], check
         ("broken", "raised KeyError: 'no_such_column'"),
         ("leaves", "raised SystemExit: 3"),
         ("absent", "raised AttributeError"),
+        ("mumbles", "half a ? sign, and a \N{REPLACEMENT CHARACTER}"),
     ],
 )
 def test_a_check_that_says_no_or_raises_has_not_passed_and_says_why(parts: list[Path], check: str, why: str) -> None:
