@@ -5,6 +5,7 @@ This is care, not a fence: a check runs as the user who settles, and only the se
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -12,8 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence, Set
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,13 +62,12 @@ def why_not(check: str, files: Sequence[Path], rules: CheckRules) -> str:
         environment, fds = _environment(rules), (its.fileno(),)
         process = spawn(command, env=environment, keep_fds=fds, death_signal=signal.SIGKILL)
         its.close()
-        try:
-            answer = _ask(ours, (json.dumps(request) + "\n").encode(), time.monotonic() + rules.seconds)
-        except TimeoutError:
-            return f"{check} ran for more than {rules.seconds:g} s (check_seconds) and was stopped"
-        finally:
-            code = _end(process)
-    return _read(check, answer, code)
+        with _ending(process):
+            try:
+                answer = _ask(ours, (json.dumps(request) + "\n").encode(), time.monotonic() + rules.seconds)
+            except TimeoutError:
+                return f"{check} ran for more than {rules.seconds:g} s (check_seconds) and was stopped"
+    return _read(check, answer, process.returncode)
 
 
 def _ask(channel: socket.socket, request: bytes, deadline: float) -> bytes:
@@ -104,8 +104,20 @@ def _environment(rules: CheckRules) -> Mapping[str, str]:
     return kept | {"PYTHONPATH": import_path()}
 
 
-def _end(process: subprocess.Popen[bytes]) -> int:
-    """Kill it and whatever it has started; the exit code, its own if it has ended by itself."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)  # it is not waited for yet, so the number is still its own
-    return process.wait()
+@contextmanager
+def _ending(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """At the end of the block, or of this process, kill it and what it has started. Its exit code is its own if it had
+    ended by itself."""
+
+    def end() -> None:
+        if process.returncode is None:  # not waited for yet, so the number is still its own
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    atexit.register(end)
+    try:
+        yield
+    finally:
+        end()
+        atexit.unregister(end)

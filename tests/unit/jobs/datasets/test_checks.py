@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -12,7 +13,9 @@ import pytest
 from jobs.datasets.checks import CheckRules, why_not
 from jobs.datasets.terms import DatasetTerms
 from jobs.settings import Settings
+from tests.faults.harness import alive
 
+ROOT = Path(__file__).parents[4]
 CHECKS = "tests.unit.jobs.datasets.checks"
 
 
@@ -73,7 +76,26 @@ def test_a_check_that_hangs_is_stopped_with_all_that_it_has_started(parts: list[
 
     assert why == f"{CHECKS}:hangs ran for more than {seconds} s (check_seconds) and was stopped"
     for pid in map(int, pids.read_text().split()):
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        assert not alive(pid)
+
+
+LEAVES = """
+import sys, threading, time
+from pathlib import Path
+from jobs.datasets.checks import CheckRules, why_not
+name, part = sys.argv[1], Path(sys.argv[2])
+rules = CheckRules(allowed={name}, seconds=600.0)
+threading.Thread(target=why_not, args=(name, [part], rules), daemon=True).start()
+while not part.with_name("pids").exists():
+    time.sleep(0.01)
+"""
+
+
+def test_a_check_that_hangs_ends_with_the_process_that_settles(parts: list[Path]) -> None:
+    subprocess.run([sys.executable, "-c", LEAVES, f"{CHECKS}:hangs", str(parts[0])], check=True, cwd=ROOT)
+
+    for pid in map(int, parts[0].with_name("pids").read_text().split()):
+        assert not alive(pid)
 
 
 @pytest.mark.parametrize(
