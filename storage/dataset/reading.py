@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 from storage.dataset import names
 from storage.dataset.current import Current, read_current
 from storage.durable import inside
-from storage.errors import FileDamaged, NoSuchDataset
+from storage.errors import FileDamaged, FileUnreadable, NoSuchDataset, may_pass
 from storage.parquet.generations import listed_file
 
 
 def open_dataset(folder: Path) -> ds.Dataset:
     """All current rows, in the order of labels. What has been opened stays as it is, however the data set moves on.
 
-    Raises NoSuchDataset when nothing is current, FileDamaged.
+    Raises NoSuchDataset when nothing is current, FileDamaged, FileUnreadable.
     """
     folder = Path(os.path.abspath(folder))  # a relative one may look like an address
     files = [file.path for file in current_files(folder, read_current(folder))]
@@ -38,7 +38,8 @@ def open_dataset(folder: Path) -> ds.Dataset:
             partition_base_dir=str(folder / names.RUNS),
         )
     except (OSError, pa.ArrowException) as error:
-        raise FileDamaged(f"{folder}: what is current cannot be read as one table: {error}") from error
+        kind = FileUnreadable if may_pass(error) else FileDamaged
+        raise kind(f"{folder}: what is current cannot be read as one table: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

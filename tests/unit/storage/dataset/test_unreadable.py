@@ -12,6 +12,7 @@ import pytest
 from storage.dataset import names
 from storage.dataset.card import card_bytes
 from storage.dataset.current import read_current
+from storage.dataset.reading import open_dataset
 from storage.dataset.retention import Retention
 from storage.dataset.store import DatasetStore
 from storage.errors import FileDamaged, FileUnreadable
@@ -65,6 +66,18 @@ def test_a_file_that_the_machine_cannot_read_is_not_damaged(
 
     with pytest.raises(FileUnreadable, match=os.strerror(number)):
         DatasetStore(tmp_path).judge(replace(night.verdict(), generation=2))
+
+
+def test_rows_that_the_machine_cannot_read_are_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_night(tmp_path, MONDAY)
+
+    def fail(path: Path) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("storage.dataset.reading.pq.read_schema", fail)
+
+    with pytest.raises(FileUnreadable, match="too many open files"):
+        open_dataset(tmp_path)
 
 
 def test_a_folder_in_the_place_of_a_file_is_damage(tmp_path: Path) -> None:
