@@ -12,6 +12,8 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 SHOWN = 500  # characters of what a check says
 
@@ -32,6 +34,8 @@ def why_not(check: str, files: Sequence[str]) -> str:
 
 def main(channel: socket.socket) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    with suppress(OSError):  # where memory runs out, this process goes and not the one that settles
+        Path("/proc/self/oom_score_adj").write_text("1000")
     with channel.makefile("r") as lines:
         request = json.loads(lines.readline())
     sys.path[:] = request["path"]  # what can be imported where runs are settled can be here

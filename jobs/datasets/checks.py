@@ -54,7 +54,7 @@ def why_not(check: str, files: Sequence[Path], rules: CheckRules) -> str:
     request = {
         "check": check,
         "files": [str(file) for file in files],
-        "path": [each or os.getcwd() for each in sys.path],
+        "path": [str(each) or os.getcwd() for each in sys.path],
     }
     ours, its = socket.socketpair()
     with ours, its:

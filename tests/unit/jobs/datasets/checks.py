@@ -66,6 +66,12 @@ def writes_everywhere(run: ds.Dataset) -> None:
             continue
 
 
+def goes_first(run: ds.Dataset) -> str | None:
+    """When memory runs out."""
+    score = Path("/proc/self/oom_score_adj").read_text().strip()
+    return None if score == "1000" else f"its score is {score}"
+
+
 def mumbles(run: ds.Dataset) -> str:
     return "half a \ud83d sign, and a \0"
 

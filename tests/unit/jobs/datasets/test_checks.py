@@ -32,7 +32,7 @@ def said(check: str, parts: list[Path], seconds: float = 60.0, secret: str | Non
     return why_not(name, parts, CheckRules(allowed={name}, seconds=seconds, secret=secret))
 
 
-@pytest.mark.parametrize("check", ["fine", "has_prompts"])
+@pytest.mark.parametrize("check", ["fine", "has_prompts", "goes_first"])
 def test_a_check_passes_when_it_returns_nothing_or_true(parts: list[Path], check: str) -> None:
     why = said(check, parts)
 
