@@ -165,7 +165,8 @@ def results(job: int, *, errors_only: bool = False) -> Iterator[dict[str, Any]]:
 def open_dataset(folder: str | Path) -> Any:
     """All current rows of a data set as one `pyarrow.dataset.Dataset`, the label of each row in the column `dt`.
 
-    What was opened stays as it is, however the data set moves on. Raises NoSuchDataset, FileDamaged.
+    What was opened stays as it is, however the data set moves on. Raises NoSuchDataset, FileDamaged,
+    FileUnreadable.
     """
     from storage.dataset.reading import open_dataset
 

@@ -103,6 +103,7 @@ def _codes() -> tuple[tuple[type[BaseException], Exit], ...]:
         (errors.OutputConflict, Exit.CONFLICT),
         (errors.Fenced, Exit.CONFLICT),
         (errors.FileDamaged, Exit.UNREACHABLE),
+        (errors.FileUnreadable, Exit.UNREACHABLE),
         (errors.SchemaOutdated, Exit.UNREACHABLE),
         (errors.DatabaseDown, Exit.UNREACHABLE),
         (BrokerDown, Exit.UNREACHABLE),

@@ -65,8 +65,9 @@ class Results:
         return (LABEL_COLUMN, *columns) if any(file.label for file in self.files) else columns
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Each row as a dictionary."""
-        every = (row for batch in self._batches() for row in batch.to_pylist())
+        """Each row as a dictionary; each has the columns of all parts."""
+        schema = self._schema()
+        every = (row for batch in self._batches() for row in _in_schema(batch, schema).to_pylist())
         return itertools.islice(every, self.limit)
 
     def write_jsonl(self, path: Path) -> int:
@@ -139,7 +140,10 @@ def _in_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     if batch.schema.equals(schema):
         return batch
     has = set(batch.schema.names)
-    columns = [batch[field.name] if field.name in has else pa.nulls(batch.num_rows, field.type) for field in schema]
+    columns = [
+        batch[field.name].cast(field.type) if field.name in has else pa.nulls(batch.num_rows, field.type)
+        for field in schema
+    ]
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 

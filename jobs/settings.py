@@ -64,6 +64,7 @@ class Settings(BaseSettings):
 
     # --- data sets --------------------------------------------------------------------------------------------
     dataset_checks: str = ""  # functions that a data set may name as a gate: package.module:function, with commas
+    dataset_check_seconds: float = 600.0  # for which one of them may run; then it is stopped, and has not passed
     webhook_timeout_seconds: float = 10.0
     webhook_tries: int = 4
     webhook_pause_seconds: float = 1.0  # before the second try; then twice as long each time

@@ -27,6 +27,7 @@ from jobs.supervisor import worker_environment
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
+KEEPING_NOTHING = ("beat", "flower")  # so that they need no time to end when this process is killed
 
 
 @dataclass(slots=True)
@@ -35,6 +36,7 @@ class Part:
 
     name: str
     command: Sequence[str]
+    death_signal: signal.Signals
     restarts: Restarts
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
@@ -51,7 +53,12 @@ class Household:
         self._environment = dict(environment)
         program = [sys.executable, "-P", "-m", "nightmill"]
         self.parts = [
-            Part(name, [*program, *arguments], Restarts(settings.restart_backoff_seconds, sys.maxsize))
+            Part(
+                name,
+                [*program, *arguments],
+                signal.SIGKILL if name in KEEPING_NOTHING else signal.SIGTERM,
+                Restarts(settings.restart_backoff_seconds, sys.maxsize),
+            )
             for name, arguments in commands.items()
         ]
 
@@ -64,7 +71,7 @@ class Household:
                 part.restarts.ended(code, now - part.started_at, now)
                 log.log(logging.INFO if code == 0 else logging.WARNING, "%s ended code=%d", part.name, code)
             if part.process is None and now >= part.restarts.start_at:
-                part.process = spawn(part.command, env=self._environment)
+                part.process = spawn(part.command, env=self._environment, death_signal=part.death_signal)
                 part.started_at = now
                 log.info("%s started pid=%d", part.name, part.process.pid)
 
@@ -82,13 +89,14 @@ class Household:
 
 
 def run_up(settings: Settings, *, flower_port: int | None, gpus: str | None) -> int:
-    """Until SIGTERM or Ctrl-C; the exit code. `flower_port` None: without Flower.
+    """Until SIGTERM, Ctrl-C or the end of its terminal; the exit code. `flower_port` None: without Flower.
 
     Raises OwnerMissing when the private broker ends or another process owns the state directory, StorageError.
     """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda *_: stop.set())
     commands: dict[str, Sequence[str]] = {"beat": ["beat"]}
     if flower_port is not None:
         commands["flower"] = ["flower", "--port", str(flower_port)]

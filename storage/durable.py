@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from storage import failpoints
-from storage.errors import FileDamaged
+from storage.errors import FileDamaged, FileUnreadable, may_pass
 from storage.layout import is_safe_key
 
 TEMPORARY = ".tmp"
@@ -78,6 +78,18 @@ def write_atomic(path: Path, content: bytes) -> None:
     make_folder(path.parent)
     with replacing(path) as draft:
         draft.write_bytes(content)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of a file of ours. Raises FileNotFoundError, NotADirectoryError; FileUnreadable for trouble that may
+    pass, FileDamaged for something that is no file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        kind = FileUnreadable if may_pass(error) else FileDamaged
+        raise kind(f"{path} cannot be read: {error}") from error
 
 
 def create_exclusive(path: Path, content: bytes) -> bool:

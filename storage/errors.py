@@ -5,6 +5,7 @@ StorageError
 ├── OutputConflict    the output directory belongs to another job, or cannot be written
 ├── NoSuchJob
 ├── NoSuchDataset     no run of this data set is current yet
+├── NotLocal          a path that names object storage, which is not supported yet
 ├── DatasetBusy       another process changes the data set for too long
 ├── JobConflict       the same run key or output with another specification
 ├── NoSuchSchedule
@@ -12,8 +13,11 @@ StorageError
 ├── Fenced            a newer epoch owns the shard or job; stop, delete own files
 ├── SchemaOutdated    the database has an older or newer schema than this program
 ├── DatabaseDown      SQL cannot be reached; retrying later may help
+├── FileUnreadable    a file cannot be read now, and nothing says that it is damaged
 └── FileDamaged       a file's sha256 or row count is not what SQL or the manifest says
 """
+
+import errno
 
 
 class StorageError(Exception):
@@ -39,6 +43,10 @@ class NoSuchJob(StorageError):
 
 class NoSuchDataset(StorageError):
     """No run of this data set is current yet."""
+
+
+class NotLocal(StorageError):
+    """A path that names object storage; only local paths are supported yet."""
 
 
 class DatasetBusy(StorageError):
@@ -70,5 +78,19 @@ class DatabaseDown(StorageError):
     """The database cannot be reached now."""
 
 
+class FileUnreadable(StorageError):
+    """The machine is in the way of a file: no permission, no descriptor left, a disk or share that does not answer.
+    Trying again later may help."""
+
+
 class FileDamaged(StorageError):
     """A file's sha256 or row count is not what SQL or the manifest says."""
+
+
+def may_pass(error: BaseException | None) -> bool:
+    """Is it the machine's trouble with a file, and not that the file is damaged, is none, or is not there?"""
+    return isinstance(error, OSError) and error.errno not in _OF_THE_FILE
+
+
+_OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
+"""None: what pyarrow raises of a content that it cannot parse."""

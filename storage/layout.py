@@ -20,6 +20,7 @@ OUT/
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePosixPath
 
 DATA = "data"
@@ -84,6 +85,11 @@ def is_safe_key(key: str) -> bool:
     path = PurePosixPath(key)
     plain = not any(character in key for character in "\\\0") and str(path) == key
     return plain and not path.is_absolute() and path.parts != () and ".." not in path.parts
+
+
+def is_remote(path: str) -> bool:
+    """Is it an address, `s3://bucket/key`? A Path has lost one of the two slashes."""
+    return re.match(r"[a-zA-Z][\w+.-]+:/", path) is not None
 
 
 def shard_of(key: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -28,8 +27,8 @@ def take_output(out: Path, owner: Owner) -> bool:
     Raises OutputConflict when OUT belongs to another job or another specification, holds foreign files or cannot be
     written; then nothing has changed.
     """
-    if re.match(r"[a-zA-Z][\w+.-]+:/", str(out)):  # a Path has lost one of the two slashes
-        raise OutputConflict(f"{out}: results can only be written to local paths so far")
+    if layout.is_remote(str(out)):
+        raise OutputConflict(f"{out}: results can only be written to local paths, object storage is not supported yet")
     if _is_ours(out, owner):
         return False
     made = _first_missing(out)

@@ -27,7 +27,8 @@ def up(
 ) -> None:
     """Run everything that schedules need on this host: broker, worker, reconciler, beat and Flower.
 
-    Ctrl-C or SIGTERM stops all of them in order; what was begun is sealed, and the next start goes on with it.
+    Ctrl-C, SIGTERM or the end of its terminal stops all of them in order; what was begun is sealed, and the next start
+    goes on with it.
     """
     _log_to_stderr()
     from jobs.up import run_up

@@ -98,7 +98,7 @@ def submit(
     from jobs.options import SubmitOptions
     from jobs.sampling import Sampling, check_overrides
 
-    _check_output(output)
+    _check_local({"output": output, "data set": only_new})
     sampling = {
         "max_tokens": max_tokens,
         "temperature": temperature,
@@ -158,11 +158,14 @@ def _tags(given: Sequence[str]) -> dict[str, str]:
     return {key: value for key, _, value in (pair.partition("=") for pair in given)}
 
 
-def _check_output(output: Path) -> None:
-    if "://" in str(output) or str(output).startswith("s3:/"):
-        raise UsageError(
-            f"the output {output} is no local directory; s3:// and other remote outputs are not supported yet"
-        )
+def _check_local(paths: Mapping[str, Path | None]) -> None:
+    from storage.layout import is_remote
+
+    for what, path in paths.items():
+        if is_remote(str(path)):
+            raise UsageError(
+                f"the {what} {path} is no local directory; s3:// and other object storage are not supported yet"
+            )
 
 
 def _engine(options: Mapping[str, Any], no_block_sharing: bool, no_prefix_sharing: bool) -> dict[str, Any]:

@@ -5,21 +5,22 @@ A run without rows passes every bound, since there is nothing of which a share o
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Iterator, Mapping, Sequence, Set
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
+from jobs.datasets.checks import CheckRules, why_not
 from jobs.datasets.observed import Observed, observe
 from jobs.datasets.terms import DatasetTerms
-from storage.dataset.names import LABEL_COLUMN
+from storage.dataset.names import check_label_column
+from storage.errors import FileDamaged, may_pass
 from storage.parquet.sealed import open_sealed
 
-SHOWN = 500  # characters of what a check says
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,11 +42,11 @@ class GateResult:
         return GateResult(**fields)
 
 
-def evaluate(files: Sequence[Path], terms: DatasetTerms, allowed: Set[str]) -> tuple[GateResult, ...]:
-    """Every gate of the terms over the data parts of a run, also behind one that did not pass. `allowed`: the checks
-    that the settings let us call. Raises FileDamaged."""
+def evaluate(files: Sequence[Path], terms: DatasetTerms, rules: CheckRules) -> tuple[GateResult, ...]:
+    """Every gate of the terms over the data parts of a run, also behind one that did not pass. Raises FileDamaged, and
+    ChildProcessError when a check died."""
     observed = observe(files, count_repeats=terms.max_duplicate_share is not None)
-    return (*bounds(observed, terms), *(call_check(check, files, allowed) for check in terms.checks))
+    return (*bounds(observed, terms), *(call_check(check, files, rules) for check in terms.checks))
 
 
 def bounds(observed: Observed, terms: DatasetTerms) -> Iterator[GateResult]:
@@ -72,43 +73,40 @@ def bounds(observed: Observed, terms: DatasetTerms) -> Iterator[GateResult]:
         yield GateResult(name=name, passed=passed, observed=value, wanted=wanted, why=why)
 
 
-def call_check(check: str, files: Sequence[Path], allowed: Set[str]) -> GateResult:
+def call_check(check: str, files: Sequence[Path], rules: CheckRules) -> GateResult:
     """Call a function of the user's with the run as a pyarrow Dataset. It passes with None or True; False, a text that
-    says why, or any exception is a gate that did not pass."""
-    why = _why_not(check, files, allowed)
-    return GateResult(name=check, passed=not why, observed=None, wanted="passes", why=why[:SHOWN])
-
-
-def _why_not(check: str, files: Sequence[Path], allowed: Set[str]) -> str:
-    if check not in allowed:
-        return f"NIGHTMILL_DATASET_CHECKS does not allow {check}; add it where runs are settled"
-    module, _, name = check.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), name)(
-            ds.dataset([str(file) for file in files], format="parquet")
-        )
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a user's function does, the night is judged
-        return f"{check} raised {type(error).__name__}: {error}"
-    if found is None or found is True:
-        return ""
-    return found if isinstance(found, str) and found else f"{check} returned {found!r}"
+    says why, any exception, or too long a time is a gate that did not pass. Raises ChildProcessError when it died."""
+    why = why_not(check, files, rules)
+    return GateResult(name=check, passed=not why, observed=None, wanted="passes", why=why)
 
 
 def columns(file: Path, beside: Mapping[str, Path]) -> GateResult:
-    """All current runs are read as one table, so a column has one type in all of them. `beside`: a part of each other
-    run, by label. Raises FileDamaged."""
-    schema = _schema(file)
-    name, wanted = "columns", "the types of the other current runs"
-    if LABEL_COLUMN in schema.names:
-        why = f"the column {LABEL_COLUMN} is the run's label in a data set; rename it in the input, or do not keep it"
-        return GateResult(name=name, passed=False, observed=None, wanted=wanted, why=why)
+    """All current runs are read as one table, so a column has one type in all of them, or none where it holds nothing.
+    `beside`: a part of each other run, by label; one that is damaged is no fault of this run. Raises FileDamaged."""
+    why = _clash(_schema(file), beside)
+    wanted = "the types of the other current runs"
+    return GateResult(name="columns", passed=not why, observed=None, wanted=wanted, why=why)
+
+
+def _clash(schema: pa.Schema, beside: Mapping[str, Path]) -> str:
+    try:
+        check_label_column(schema.names)
+    except ValueError as error:
+        return str(error)
     types = {field.name: field.type for field in schema}
     for label, other in beside.items():
-        for field in _schema(other):
-            if types.get(field.name, field.type) != field.type:
-                why = f"the column {field.name} is {types[field.name]} here and {field.type} in the run of {label}"
-                return GateResult(name=name, passed=False, observed=None, wanted=wanted, why=why)
-    return GateResult(name=name, passed=True, observed=None, wanted=wanted)
+        try:
+            known = _schema(other)
+        except FileDamaged as error:
+            if may_pass(error.__cause__):
+                raise
+            log.warning("the columns of the run of %s are not compared: %s", label, error)
+            continue
+        for field in known:
+            here = types.get(field.name, field.type)
+            if here != field.type and pa.null() not in (here, field.type):
+                return f"the column {field.name} is {here} here and {field.type} in the run of {label}"
+    return ""
 
 
 def _schema(file: Path) -> pa.Schema:

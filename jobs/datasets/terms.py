@@ -18,9 +18,10 @@ class DatasetTerms:
 
     Means are over the succeeded rows, and so are the shares of rows cut at `max_tokens` and of rows whose text an
     earlier row of the run has. `checks` are functions of the user's, as `package.module:function`, which the settings
-    must allow. Of the run folders that are not current, at most `keep_runs` are kept, and none longer than
-    `keep_days`; but what was current within `grace_hours` stays for its readers, and what a gate refused stays
-    `keep_failed_days`. The webhook's secret is in the environment variable `webhook_secret_env`.
+    must allow; each may run for `check_seconds`, None: as long as the settings say. Of the run folders that are not
+    current, at most `keep_runs` are kept, and none longer than `keep_days`; but what was current within `grace_hours`
+    stays for its readers, and what a gate refused stays `keep_failed_days`. The webhook's secret is in the environment
+    variable `webhook_secret_env`.
     """
 
     min_success_rate: float | None = None
@@ -31,6 +32,7 @@ class DatasetTerms:
     max_cut_share: float | None = None
     max_duplicate_share: float | None = None
     checks: tuple[str, ...] = ()
+    check_seconds: float | None = None
     keep_runs: int | None = None
     keep_days: float | None = None
     keep_failed_days: float = 30.0
@@ -48,7 +50,7 @@ class DatasetTerms:
             least, most = getattr(self, f"min_mean_{what}"), getattr(self, f"max_mean_{what}")
             if least is not None and most is not None and least > most:
                 raise ValueError(f"min_mean_{what} is {least} and max_mean_{what} {most}; no run can keep both")
-        for name in ("keep_days", "keep_failed_days", "grace_hours"):
+        for name in ("check_seconds", "keep_days", "keep_failed_days", "grace_hours"):
             _check_number(name, getattr(self, name))
         _check_number("keep_runs", self.keep_runs, whole=True)
         self._check_checks()
@@ -71,6 +73,8 @@ class DatasetTerms:
         return asdict(self) | {"checks": list(self.checks)}
 
     def _check_checks(self) -> None:
+        if self.check_seconds == 0:
+            raise ValueError("check_seconds is 0; it must be a number above 0")
         for check in self.checks:
             if not isinstance(check, str) or not CHECK.fullmatch(check):
                 raise ValueError(f"checks holds {check!r}; write a check as package.module:function")

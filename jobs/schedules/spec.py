@@ -18,6 +18,7 @@ from jobs.sampling import RULES, Sampling, check_overrides
 from jobs.schedules.cron import Cron, Slot
 from jobs.schedules.template import check_template, fill, is_dated, seed_of
 from storage.dataset import names
+from storage.layout import is_remote
 from storage.schedule_records import CatchUp, NewSchedule, Overlap
 
 TABLES = ("job", "terms")
@@ -54,7 +55,7 @@ def _parse(name: str, table: Mapping[str, Any], base: Path) -> NewSchedule:
         name=name,
         cron=_text("cron", table["cron"]),
         zone=_text("zone", table.get("zone", "UTC")),
-        dataset=os.path.abspath(base / _text("dataset", table["dataset"])),
+        dataset=_local("dataset", _text("dataset", table["dataset"]), base),
         job={
             "inputs": _inputs(table["input"], base),
             "model": _model(_text("model", table["model"]), base),
@@ -100,6 +101,7 @@ def options_of(declared: NewSchedule, slot: Slot, run_id: str) -> SubmitOptions:
         given["only_new"] = Path(declared.dataset)
     if "keep_columns" in given:
         given["keep_columns"] = tuple(given["keep_columns"])
+        names.check_label_column(given["keep_columns"])
     return SubmitOptions(
         **given,
         inputs=tuple(fill(path, slot) for path in declared.job["inputs"]),
@@ -183,7 +185,13 @@ def _inputs(given: Any, base: Path) -> list[str]:
         raise ValueError(f"input is {given!r}; write one path or a list of paths")
     for path in paths:
         check_template(path)
-    return [path if "://" in path else os.path.abspath(base / path) for path in paths]
+    return [_local("input", path, base) for path in paths]
+
+
+def _local(key: str, path: str, base: Path) -> str:
+    if is_remote(path):
+        raise ValueError(f"{key} is {path!r}, and object storage is not supported yet; name a local path")
+    return os.path.abspath(base / path)
 
 
 def _model(given: str, base: Path) -> str:

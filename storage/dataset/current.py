@@ -9,8 +9,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from storage import layout
 from storage.dataset import names
-from storage.errors import FileDamaged, NoSuchDataset
+from storage.durable import read_bytes
+from storage.errors import FileDamaged, NoSuchDataset, NotLocal
 
 SCHEMA_VERSION = 1
 
@@ -45,8 +47,17 @@ class CurrentRun:
 
     @staticmethod
     def from_json(label: str, fields: Mapping[str, Any]) -> CurrentRun:
+        """Raises ValueError for what leads out of the run's folder, and as `Current.from_bytes` does."""
         since, files = datetime.fromisoformat(fields["since"]), tuple(fields["files"])
-        return CurrentRun(**{**fields, "label": label, "since": since, "files": files})
+        run = CurrentRun(**{**fields, "label": label, "since": since, "files": files})
+        if not (names.is_name(label) and names.is_name(run.run)):
+            raise ValueError(f"{label!r} of run {run.run!r} is no name")
+        if not all(isinstance(each, int) for each in (run.order, run.generation, run.rows)):
+            raise ValueError(f"the run of {label} holds text where a number is meant")
+        for file in files:
+            if not layout.is_safe_key(file) or not file.startswith(f"{run.folder}/"):
+                raise ValueError(f"the file {file!r} is not in {run.folder}")
+        return run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +67,13 @@ class Replaced:
     label: str
     run: str
     at: datetime
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> Replaced:
+        left = Replaced(**{**fields, "at": datetime.fromisoformat(fields["at"])})
+        if not (names.is_name(left.label) and names.is_name(left.run)):
+            raise ValueError(f"{left.label!r} of run {left.run!r} is no name")
+        return left
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +87,15 @@ class Current:
     def of(self, label: str) -> CurrentRun | None:
         return next((run for run in self.runs if run.label == label), None)
 
+    def is_past(self, label: str, order: int, generation: int) -> bool:
+        """Was what was judged so taken before, or a run that was judged later?"""
+        taken = self.of(label)
+        return taken is not None and (taken.order, taken.generation) >= (order, generation)
+
     def taking(self, new: CurrentRun) -> Current:
-        """With `new` for its label; itself if `new` was taken before, or a run that was judged later."""
+        """With `new` for its label; itself if it is past that."""
         old = self.of(new.label)
-        if old is not None and (old.order, old.generation) >= (new.order, new.generation):
+        if self.is_past(new.label, new.order, new.generation):
             return self
         left = [run for run in self.replaced if (run.label, run.run) != (new.label, new.run)]
         if old is not None and old.run != new.run:
@@ -104,16 +127,23 @@ class Current:
         return Current(
             int(fields["revision"]),
             tuple(CurrentRun.from_json(label, run) for label, run in fields["labels"].items()),
-            tuple(Replaced(**{**run, "at": datetime.fromisoformat(run["at"])}) for run in fields["replaced"]),
+            tuple(Replaced.from_json(run) for run in fields["replaced"]),
         )
 
 
 def read_current(dataset: Path) -> Current:
-    """What is current now, from one read of one file. Raises NoSuchDataset when nothing ever was, FileDamaged."""
+    """What is current now, from one read of one file. Raises NoSuchDataset when nothing ever was, FileDamaged,
+    FileUnreadable, NotLocal."""
+    if layout.is_remote(str(dataset)):
+        raise NotLocal(
+            f"the data set {dataset} is no local directory; s3:// and other object storage are not supported yet"
+        )
     path = dataset / names.CURRENT
     try:
-        return Current.from_bytes(path.read_bytes())
+        content = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         raise NoSuchDataset(f"{dataset} has no current run yet: {path} does not exist") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    try:
+        return Current.from_bytes(content)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise FileDamaged(f"{path} cannot be read: {error}") from error

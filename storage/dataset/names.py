@@ -12,6 +12,7 @@ DATASET/
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import PurePath
 
 from storage import layout
@@ -29,6 +30,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 def is_name(text: str) -> bool:
     """May a label or a run be called so? It is one step of a path, and nothing that a shell or YAML reads else."""
     return _NAME.fullmatch(text) is not None
+
+
+def check_label_column(columns: Iterable[str]) -> None:
+    """Raise ValueError if a column is called like that of the label. DuckDB knows no case."""
+    for name in columns:
+        if name.lower() == LABEL_COLUMN:
+            raise ValueError(
+                f"the column {name} is the run's label in a data set; rename it in the input, or do not keep it"
+            )
 
 
 def run_folder(label: str, run: str) -> str:

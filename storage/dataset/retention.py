@@ -23,10 +23,12 @@ class Retention:
     grace: timedelta
 
     def removable(self, current: Current, found: Iterable[Verdict], now: datetime) -> list[tuple[str, str]]:
-        """(label, run) of what may go. A run that is current or has no verdict is never among them."""
+        """(label, run) of what may go. A run that is current, has no verdict, or was accepted and has not come in yet
+        is never among them."""
         kept = {(run.label, run.run) for run in current.runs}
         left_at = {(run.label, run.run): run.at for run in current.replaced}
         others = [verdict for verdict in found if (verdict.label, verdict.run) not in kept]
+        others = [each for each in others if (each.label, each.run) in left_at or not _comes(each, current)]
         ages = [(now - left_at.get((each.label, each.run), each.at), each) for each in others]
         ages.sort(key=lambda pair: (pair[0], pair[1].label, pair[1].run))
         return [
@@ -38,3 +40,8 @@ class Retention:
     def _is_beyond(self, place: int, age: timedelta) -> bool:
         by_count = self.keep_runs is not None and place >= self.keep_runs
         return by_count or (self.keep_days is not None and age > timedelta(days=self.keep_days))
+
+
+def _comes(verdict: Verdict, current: Current) -> bool:
+    """Was it accepted, and has a crash kept it from coming in?"""
+    return verdict.accepted and not current.is_past(verdict.label, verdict.order, verdict.generation)

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -23,9 +23,10 @@ from storage import failpoints, layout
 from storage.dataset import names
 from storage.dataset.card import MARK
 from storage.dataset.current import Current, CurrentRun, read_current
+from storage.dataset.links import first_link, refuse_links
 from storage.dataset.retention import Retention
-from storage.dataset.verdicts import Verdict, read_verdict, verdicts
-from storage.durable import create_exclusive, make_folder, sha256_file, sync_folder, write_atomic
+from storage.dataset.verdicts import DamagedVerdict, Verdict, read_verdict, verdicts
+from storage.durable import create_exclusive, make_folder, remove_temporaries, sha256_file, sync_folder, write_atomic
 from storage.errors import DatasetBusy, FileDamaged, NoSuchDataset
 from storage.parquet.generations import Generation, listed_file
 from storage.parquet.manifest import newest_generation
@@ -36,7 +37,8 @@ LOCK_SECONDS = 60.0  # what is done under the lock are a few small files
 
 
 class DatasetStore:
-    """One data set. Its methods raise DatasetBusy when somebody else holds the lock for too long, FileDamaged."""
+    """One data set. Its methods raise DatasetBusy when somebody else holds the lock for too long, FileDamaged,
+    FileUnreadable. A verdict that is damaged is in nobody's way but its own run's."""
 
     def __init__(self, folder: Path, *, lock_seconds: float = LOCK_SECONDS) -> None:
         self.folder = folder
@@ -46,6 +48,7 @@ class DatasetStore:
     def run_folder(self, label: str, run: str) -> Path:
         assert names.is_name(label), f"no label can be called {label!r}"
         assert names.is_name(run), f"no run can be called {run!r}"
+        refuse_links(self.folder, label, run)
         return self.folder / names.run_folder(label, run)
 
     def current(self) -> Current:
@@ -55,10 +58,21 @@ class DatasetStore:
         except NoSuchDataset:
             return Current()
 
-    def settle(self, decide: Callable[[Current], Verdict], now: datetime) -> Verdict:
-        """Decide on a run with nobody else at it, and take it in if it is accepted; the verdict that stands."""
+    def settle(
+        self, label: str, run: str, generation: int, decide: Callable[[Current, Verdict | None], Verdict], now: datetime
+    ) -> Verdict:
+        """Decide on a run with nobody else at it, and take it in if it is accepted; the verdict that stands. `decide`
+        is given what is recorded already, of which it may refuse what was accepted and has not come in."""
         with self._locked():
-            verdict = self.judge(decide(self.current()))
+            current = self.current()
+            found = read_verdict(self.run_folder(label, run), generation)
+            verdict = decide(current, found)
+            if found is None:
+                verdict = self.judge(verdict)
+            elif verdict is not found:
+                assert not verdict.accepted, f"the verdict on {label}/{run} stands"
+                assert not current.is_past(label, found.order, found.generation), f"{label}/{run} has come in"
+                write_atomic(self.run_folder(label, run) / names.verdict(generation), verdict.as_bytes())
             if verdict.accepted:
                 self.take(verdict, now)
             return verdict
@@ -71,7 +85,7 @@ class DatasetStore:
             if found is not None:
                 return found
             taken = self.current().of(verdict.label)
-            orders = [each.order for each in verdicts(self.folder, verdict.label)]
+            orders = [each.order for each in verdicts(self.folder, verdict.label) if isinstance(each, Verdict)]
             ordered = replace(verdict, order=1 + max([*orders, taken.order if taken else 0], default=0))
             failpoints.reach("settle.before_verdict")
             create_exclusive(folder / names.verdict(verdict.generation), ordered.as_bytes())
@@ -100,22 +114,28 @@ class DatasetStore:
         taken = current.of(verdict.label)
         return taken is not None and taken.run == verdict.run
 
-    def write_card(self, make: Callable[[Current, list[Verdict]], bytes]) -> None:
+    def write_card(self, make: Callable[[Current, Sequence[Verdict | DamagedVerdict]], bytes]) -> None:
         """Write README.md from what is current and known of all runs, if that changes it."""
         with self._locked():
-            content = make(self.current(), list(verdicts(self.folder)))
+            found = list(verdicts(self.folder))
+            for verdict in found:
+                if isinstance(verdict, DamagedVerdict):
+                    log.warning("%s; the card says so, and the run is kept", verdict.why)
+            content = make(self.current(), found)
             path = self.folder / names.README
             before = path.read_bytes() if path.exists() else None
             if before is not None and MARK.encode() not in before:
                 log.warning("%s is no card of ours and stays as it is", path)
             elif before != content:
                 write_atomic(path, content)
+            remove_temporaries(self.folder)  # of processes that were killed
         failpoints.reach("settle.after_card")
 
     def retain(self, rule: Retention, now: datetime) -> list[tuple[str, str]]:
         """Delete the run folders that the rule lets go; their (label, run)."""
         with self._locked():
-            gone = rule.removable(self.current(), verdicts(self.folder), now)
+            known = [verdict for verdict in verdicts(self.folder) if isinstance(verdict, Verdict)]
+            gone = rule.removable(self.current(), known, now)
             gone = [each for each in gone if not _at_work(self.run_folder(*each))]
             for label, run in gone:
                 self._put_away(label, run)
@@ -141,6 +161,8 @@ class DatasetStore:
     def _put_away(self, label: str, run: str) -> None:
         """Move the folder where no reader looks, in one step: it is whole until it is gone."""
         aside = self.folder / names.REMOVED
+        if aside.is_symlink():
+            raise FileDamaged(f"{aside} is a link; remove it")
         make_folder(aside)
         source = self.run_folder(label, run)
         os.rename(source, aside / f"{label}.{run}.{uuid.uuid4().hex[:8]}")
@@ -148,7 +170,8 @@ class DatasetStore:
 
     def _without_gone(self, current: Current) -> Current:
         pairs = [(run.label, run.run) for run in current.replaced]
-        return current.without(frozenset(pair for pair in pairs if not self.run_folder(*pair).exists()))
+        kept = (pair for pair in pairs if first_link(self.folder, *pair) is None)
+        return current.without(frozenset(pair for pair in kept if not self.run_folder(*pair).exists()))
 
     def _replace(self, move: Callable[[Current], Current]) -> Current:
         """Write what `move` makes of the present content, if it is another; the caller holds the lock."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from storage.dataset import names
+from storage.dataset.links import first_link
+from storage.durable import read_bytes
 from storage.errors import FileDamaged
 
 
@@ -35,27 +37,56 @@ class Verdict:
         return (json.dumps(fields, indent=2, ensure_ascii=False) + "\n").encode()
 
 
+@dataclass(frozen=True, slots=True)
+class DamagedVerdict:
+    """The newest verdict on a run, of which nothing can be known: neither its order nor whether it was accepted."""
+
+    label: str
+    run: str
+    why: str
+
+
 def read_verdict(folder: Path, generation: int) -> Verdict | None:
-    """The recorded verdict on this generation of the run in `folder`. Raises FileDamaged."""
-    path = folder / names.verdict(generation)
-    return _read(path)
+    """The recorded verdict on this generation of the run in `folder`. Raises FileDamaged, FileUnreadable."""
+    return _read(folder, folder / names.verdict(generation))
 
 
-def verdicts(dataset: Path, label: str = "*") -> Iterator[Verdict]:
-    """The newest verdict on each run of the label, or of all, in the order of labels and runs. Raises FileDamaged."""
+def verdicts(dataset: Path, label: str = "*") -> Iterator[Verdict | DamagedVerdict]:
+    """The newest on each run of the label, or of all, in the order of labels and runs; what is behind a link is
+    none. Raises FileUnreadable."""
     for folder in sorted((dataset / names.RUNS).glob(f"{label}/*")):
-        found = sorted(folder.glob(names.verdict(0).replace("0000", "*")))
-        verdict = _read(found[-1]) if found else None
+        if first_link(dataset, folder.parent.name, folder.name) is not None:
+            continue
+        found = sorted(folder.glob(names.verdict(0).replace("0000", "[0-9]" * 4)))
+        try:
+            verdict = _read(folder, found[-1]) if found else None
+        except FileDamaged as error:
+            yield DamagedVerdict(folder.parent.name, folder.name, str(error))
+            continue
         if verdict is not None:
             yield verdict
 
 
-def _read(path: Path) -> Verdict | None:
+def _read(folder: Path, path: Path) -> Verdict | None:
     try:
-        fields = json.loads(path.read_bytes())
-        at, gates = datetime.fromisoformat(fields["at"]), tuple(fields["gates"])
-        return Verdict(**{**fields, "at": at, "gates": gates})
+        content = read_bytes(path)
     except (FileNotFoundError, NotADirectoryError):
         return None  # none yet, or its run folder was removed this moment
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    try:
+        fields = json.loads(content)
+        verdict = Verdict(**{**fields, "at": datetime.fromisoformat(fields["at"]), "gates": tuple(fields["gates"])})
+        _check(verdict, folder)
+        return verdict
+    except (ValueError, KeyError, TypeError) as error:
         raise FileDamaged(f"{path} cannot be read: {error}") from error
+
+
+def _check(verdict: Verdict, folder: Path) -> None:
+    """Raises ValueError."""
+    if (verdict.label, verdict.run) != (folder.parent.name, folder.name):
+        raise ValueError(f"it is of run {verdict.label}/{verdict.run}")
+    counts = (verdict.order, verdict.generation, verdict.rows, verdict.succeeded, verdict.job)
+    if not all(isinstance(each, int) for each in counts) or not isinstance(verdict.accepted, bool):
+        raise ValueError("it holds text where a number is meant")
+    if verdict.at.tzinfo is None:
+        raise ValueError("it was made at no known time")

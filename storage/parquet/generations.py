@@ -37,7 +37,7 @@ def listed_file(out: Path, generation: int, key: str) -> Path:
     """Where a file is that this generation's manifest lists: the first newer one that changed it put it aside."""
     for folder in _superseded(out):
         if int(folder.name) >= generation and (folder / key).exists():
-            return folder / key
+            return inside(out, f"{layout.superseded(int(folder.name))}/{key}")
     return inside(out, key)
 
 

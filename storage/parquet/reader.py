@@ -18,6 +18,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage import layout
 from storage.errors import InputInvalid
 from storage.parquet.schema import decode
 from storage.parquet.sealed import READ_BUFFER
@@ -74,8 +75,8 @@ def open_input(paths: Sequence[str]) -> InputFiles:
 
 
 def _find(path: str) -> list[Path]:
-    if "://" in path:
-        raise InputInvalid("missing_file", f"{path}: only local paths can be read so far; copy the files here first")
+    if layout.is_remote(path):
+        raise InputInvalid("missing_file", f"{path}: object storage is not supported yet; copy the files here first")
     place = Path(path)
     if place.is_file():
         return [_absolute(place)]

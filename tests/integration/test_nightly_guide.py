@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,31 +31,41 @@ COMMANDS = [line for language, code in BLOCKS if language == "sh" for line in co
 [FILE] = [code for language, code in BLOCKS if language == "toml"]
 
 
-def run(program: Program, line: str) -> subprocess.CompletedProcess[str]:
-    done = program.nightmill(*shlex.split(line)[1:])
-    assert done.returncode == 0, f"{line}: {done.stderr}"
-    return done
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def run(program: Program, call: Command) -> Command:
+    """A line of the guide; one that waits starts all that is needed, so it gets a process of its own."""
+
+    def run_line(line: str) -> subprocess.CompletedProcess[str]:
+        command = program.nightmill if "--wait" in line else call
+        done = command(*shlex.split(line)[1:])
+        assert done.returncode == 0, f"{line}: {done.stderr}"
+        return done
+
+    return run_line
 
 
 @pytest.mark.timeout(600)
-def test_the_commands_take_a_prompt_file_to_a_nightly_data_set(program: Program) -> None:
+def test_the_commands_take_a_prompt_file_to_a_nightly_data_set(program: Program, run: Command) -> None:
     make_fake_model(program.folder / "model")
     [script] = [code for language, code in BLOCKS if language == "python"]
     subprocess.run([sys.executable, "-c", script], check=True, cwd=program.folder)
     (program.folder / "schedules.toml").write_text(FILE)
     lines = iter(COMMANDS)
 
-    add, first, show, results = (run(program, next(lines)) for _ in range(4))
+    add, first, show, results = (run(next(lines)) for _ in range(4))
     assert "it fires next for" in add.stderr
     label = json.loads(first.stdout)["label"]
     assert json.loads(show.stdout)["runs"][0]["state"] == "succeeded"
     assert [json.loads(line)["dt"] for line in results.stdout.splitlines()] == [label] * 2
 
-    dry, applied = run(program, next(lines)), run(program, next(lines))
+    dry, applied = run(next(lines)), run(next(lines))
     assert "+ terms.min_success_rate: 0.9" in dry.stdout
     assert applied.stdout == dry.stdout
 
-    planned, filled, again = (run(program, next(lines)) for _ in range(3))
+    planned, filled, again = (run(next(lines)) for _ in range(3))
     assert [json.loads(line)["label"] for line in planned.stdout.splitlines()] == ["2026-11-01", "2026-11-02"]
     assert [json.loads(line)["state"] for line in filled.stdout.splitlines()] == ["succeeded"] * 2
     assert "0 of 2 dates" in again.stderr
@@ -62,17 +73,17 @@ def test_the_commands_take_a_prompt_file_to_a_nightly_data_set(program: Program)
     assert {run.label for run in current.runs} == {"2026-11-01", "2026-11-02", label}
     assert open_dataset(program.folder / "stories").count_rows() == 9
 
-    _with_up(program, next(lines), list(lines))
+    _with_up(program, next(lines), run, list(lines))
 
 
-def _with_up(program: Program, line: str, lines: list[str]) -> None:
-    """Run the last commands while everything runs that a night needs."""
+def _with_up(program: Program, line: str, run: Command, lines: list[str]) -> None:
+    """Run the last commands while everything runs that a night needs; Flower is not looked at here."""
     log = program.folder / "up.log"
     with log.open("wb") as out:
-        up = program.start("-m", *shlex.split(line), "--port", "0", stdout=out, stderr=out)
+        up = program.start("-m", *shlex.split(line), "--no-flower", stdout=out, stderr=out)
     try:
         wait_for(lambda: "beat started" in log.read_text(), "everything is started", 150.0)
-        listed, paused, _, removed = (run(program, each) for each in lines)
+        listed, paused, _, removed = (run(each) for each in lines)
         assert json.loads(listed.stdout)["last_state"] == "succeeded"
         assert "is paused" in paused.stderr
         assert "its data set stays" in removed.stderr

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
+import termios
 import time
 import urllib.parse
 import urllib.request
@@ -36,9 +39,11 @@ class Up:
 
     def __init__(self, program: Program, *options: str) -> None:
         self.log = program.folder / "up.log"
-        with self.log.open("wb") as log:
+        self._terminal, ours = pty.openpty()
+        command = ("-m", "nightmill", "up", *options)
+        with self.log.open("wb") as log, os.fdopen(ours) as terminal:
             self.process = program.start(
-                "-m", "nightmill", "up", *options, stdout=log, stderr=log, start_new_session=True
+                *command, stdin=terminal, stdout=log, stderr=log, start_new_session=True, preexec_fn=_take_terminal
             )
 
     def family(self) -> list[psutil.Process]:
@@ -48,6 +53,18 @@ class Up:
         """The exit code."""
         os.killpg(self.process.pid, number)
         return self.process.wait(60)
+
+    def hang_up(self) -> int:
+        """Close its terminal; the exit code."""
+        os.close(self._terminal)
+        self._terminal = -1
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self._terminal >= 0:
+            os.close(self._terminal)
 
     @property
     def text(self) -> str:
@@ -60,6 +77,11 @@ class Up:
         found = re.search(r"http://127\.0\.0\.1:\d+", self.text)
         assert found is not None
         return found[0]
+
+
+def _take_terminal() -> None:
+    """In the new process: standard input is the terminal that it is started from."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
 @pytest.fixture
@@ -81,8 +103,7 @@ def start(office: Program) -> Iterator[Start]:
 
     yield start_one
     for up in started:
-        up.process.kill()
-        up.process.wait()
+        up.close()
 
 
 def add(program: Program, cron: str) -> subprocess.CompletedProcess[str]:
@@ -106,38 +127,48 @@ def tasks_shown(flower: str) -> list[dict[str, Any]]:
     return rows
 
 
-def test_up_makes_runs_current_shows_them_in_flower_and_leaves_nothing_running(office: Program, start: Start) -> None:
+def gone(family: list[psutil.Process]) -> None:
+    """Fails unless all of it ends."""
+    wait_for(lambda: not any(alive(process.pid) for process in family), "nothing is left running", 30.0)
+
+
+def test_up_makes_runs_current_shows_them_in_flower_and_outlives_a_kill(office: Program, start: Start) -> None:
     up = start()
     wait_for(lambda: "beat started" in up.text, "everything is started", PATIENCE)
 
-    assert add(office, "*/3 * * * * *").returncode == 0
+    assert add(office, "*/2 * * * * *").returncode == 0
     wait_for(lambda: len(labels(office)) >= 3, "three labels are current", PATIENCE)
-    tasks = tasks_shown(up.flower)
-    family = up.family()
-    code = up.stop(signal.SIGTERM)
+    second = office.nightmill("up", "--no-flower")
+    tasks, family = tasks_shown(up.flower), up.family()
+    up.process.kill()
+    gone(family)
+    seen = len(labels(office))
+    again = start("--no-flower")
+    wait_for(lambda: len(labels(office)) > seen, "nights go on", PATIENCE)
+    family = again.family()
+    code = again.stop(signal.SIGINT)
 
-    assert code == 0, up.text
-    assert {task["name"] for task in tasks} == {"run_shard"}  # and no ticks
-    assert len(family) >= 3  # broker, beat and Flower; the worker comes and goes
+    assert (second.returncode, "another `nightmill up`" in second.stderr) == (8, True)
+    assert code == 0, again.text
     assert not any(alive(process.pid) for process in family)
-    assert "Traceback" not in up.text
-    listed = json.loads(office.nightmill("schedule", "show", "often").stdout)
+    assert {task["name"] for task in tasks} == {"run_shard"}  # and no ticks
+    assert "Traceback" not in again.text
+    listed = json.loads(office.nightmill("schedule", "show", "often", "--limit", "1000").stdout)
     ended = [run["label"] for run in listed["runs"] if run["state"] == "succeeded"]
     assert sorted(ended) == sorted(labels(office))
     folders = os.listdir(office.folder / "data" / "_runs")
     assert set(ended) <= set(folders) <= {run["label"] for run in listed["runs"] if run["run"]}
 
 
-def test_ctrl_c_stops_everything_as_well_and_a_second_up_is_refused(office: Program, start: Start) -> None:
-    up = start()
+def test_the_end_of_its_terminal_stops_everything_in_order(office: Program, start: Start) -> None:
+    up = start("--no-flower")
     wait_for(lambda: "beat started" in up.text, "everything is started", PATIENCE)
 
-    second = office.nightmill("up", "--no-flower")
     family = up.family()
-    code = up.stop(signal.SIGINT)
+    code = up.hang_up()
 
-    assert (second.returncode, "another `nightmill up`" in second.stderr) == (8, True)
     assert code == 0, up.text
+    assert len(family) >= 2  # broker and beat
     assert not any(alive(process.pid) for process in family)
     assert not (office.folder / "home" / "owner.json").exists()
 

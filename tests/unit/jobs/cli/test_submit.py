@@ -129,3 +129,22 @@ def test_what_cannot_be_honoured_is_a_usage_error(
     assert submit(*flags) == 2
     assert seen == {}
     assert flags[0].lstrip("-") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["submit", "in.parquet", "-o", "OUT", "--model", "m", "--only-new", "s3://bucket/x"],
+        ["submit", "in.parquet", "-o", "s3://bucket/x", "--model", "m"],
+        ["results", "--dataset", "s3://bucket/x"],
+    ],
+)
+def test_object_storage_is_refused_by_name(
+    command: list[str], seen: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(command)
+
+    assert ended.value.code == Exit.USAGE
+    assert "s3:/bucket/x is no local directory; s3:// and other object storage are" in capsys.readouterr().err
+    assert seen == {}

@@ -10,12 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from jobs.datasets.gates import GateResult, bounds, call_check, columns, evaluate
+from jobs.datasets.checks import CheckRules
+from jobs.datasets.gates import bounds, columns, evaluate
 from jobs.datasets.observed import Observed, observe
 from jobs.datasets.terms import DatasetTerms
-from jobs.settings import Settings
-
-CHECKS = "tests.unit.jobs.datasets.checks"
 
 
 def write(path: Path, texts: list[str | None], **columns: Any) -> Path:
@@ -74,48 +72,10 @@ def test_each_bound_passes_on_one_side_and_says_why_on_the_other(
 def test_a_run_without_rows_passes_every_bound(tmp_path: Path) -> None:
     terms = DatasetTerms(min_success_rate=1, min_mean_tokens=5, max_cut_share=0, max_duplicate_share=0)
 
-    results = evaluate([write(tmp_path / "0.parquet", [])], terms, set())
+    results = evaluate([write(tmp_path / "0.parquet", [])], terms, CheckRules(allowed=set(), seconds=60.0))
 
     assert len(results) == 4
     assert all(result.passed for result in results)
-
-
-@pytest.mark.parametrize("check", ["fine", "has_prompts"])
-def test_a_check_passes_when_it_returns_nothing_or_true(parts: list[Path], check: str) -> None:
-    name = f"{CHECKS}:{check}"
-
-    result = call_check(name, parts, {name})
-
-    assert result == GateResult(name=name, passed=True, observed=None, wanted="passes")
-
-
-@pytest.mark.parametrize(
-    ("check", "why"),
-    [
-        ("no_refusals", "1 texts say sorry"),
-        ("never", "returned False"),
-        ("broken", "raised KeyError: 'no_such_column'"),
-        ("leaves", "raised SystemExit: 3"),
-        ("absent", "raised AttributeError"),
-    ],
-)
-def test_a_check_that_says_no_or_raises_is_a_gate_that_did_not_pass(parts: list[Path], check: str, why: str) -> None:
-    name = f"{CHECKS}:{check}"
-
-    result = call_check(name, parts, {name})
-
-    assert not result.passed
-    assert why in result.why
-
-
-def test_a_check_that_is_not_on_the_list_is_never_called(parts: list[Path]) -> None:
-    allowed = Settings(dataset_checks=f"{CHECKS}:fine, {CHECKS}:never,").allowed_checks
-
-    refused = call_check("os:abort", parts, allowed)
-
-    assert allowed == {f"{CHECKS}:fine", f"{CHECKS}:never"}
-    assert not refused.passed
-    assert "NIGHTMILL_DATASET_CHECKS does not allow os:abort" in refused.why
 
 
 def test_a_run_whose_columns_do_not_fit_the_other_runs_is_refused(tmp_path: Path) -> None:

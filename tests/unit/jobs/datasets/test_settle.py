@@ -5,50 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from jobs.datasets import settle as module
-from jobs.datasets.settle import Settled, settle_run
+from jobs.datasets.settle import Settled
 from jobs.datasets.terms import DatasetTerms
-from jobs.settings import Settings
 from storage import layout
 from storage.dataset.current import read_current
 from storage.dataset.store import DatasetStore
 from storage.durable import sha256_bytes
 from storage.errors import NoSuchDataset
-from storage.records import Job
 from storage.states import JobState
-from tests.unit.jobs.datasets.samples import ended_job
-from tests.unit.storage.dataset.samples import NOON, Night, days, publish_night
-
-MONDAY, TUESDAY = "2026-11-23", "2026-11-24"
-
-
-class World:
-    """One data set."""
-
-    def __init__(self, dataset: Path) -> None:
-        self.dataset = dataset
-
-    def publish(self, label: str = MONDAY, run: str = "1", rows: int = 6, **columns: Any) -> tuple[Night, Job]:
-        night = publish_night(self.dataset, label, run, rows, columns)
-        return night, ended_job(self.dataset, night)
-
-    def settle(self, night: Night, job: Job, terms: DatasetTerms, now: datetime = NOON) -> Settled:
-        checks = Settings(dataset_checks="tests.unit.jobs.datasets.checks:broken")
-        return settle_run(job, night.label, night.run, self.dataset, terms, settings=checks, now=lambda: now)
-
-    def current(self) -> dict[str, str]:
-        return {run.label: run.run for run in read_current(self.dataset).runs}
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> World:
-    return World(tmp_path / "stories")
+from tests.unit.jobs.datasets.world import CHECKS, MONDAY, TUESDAY, World
+from tests.unit.storage.dataset.samples import NOON, days
 
 
 def test_a_run_that_passes_its_gates_is_current(world: World) -> None:
@@ -80,10 +51,31 @@ def test_a_failed_gate_keeps_the_pointer_and_the_partition_and_says_why(world: W
 def test_an_exception_in_a_users_check_is_a_failed_gate(world: World) -> None:
     night, job = world.publish()
 
-    settled = world.settle(night, job, DatasetTerms(checks=("tests.unit.jobs.datasets.checks:broken",)))
+    settled = world.settle(night, job, DatasetTerms(checks=(f"{CHECKS}:broken",)))
 
     assert not settled.published
     assert "raised KeyError: 'no_such_column'" in settled.reason
+
+
+def test_a_users_check_that_hangs_is_a_failed_gate(world: World) -> None:
+    world.settle(*world.publish(MONDAY), DatasetTerms())
+    night, job = world.publish(TUESDAY)
+
+    settled = world.settle(night, job, DatasetTerms(checks=(f"{CHECKS}:hangs",), check_seconds=1))
+
+    assert settled.reason == f"{CHECKS}:hangs: {CHECKS}:hangs ran for more than 1 s (check_seconds) and was stopped"
+    assert world.current() == {MONDAY: "1"}
+
+
+def test_a_users_check_that_dies_leaves_the_run_to_be_settled_again(world: World) -> None:
+    world.settle(*world.publish(MONDAY), DatasetTerms())
+    night, job = world.publish(TUESDAY)
+
+    with pytest.raises(ChildProcessError, match="exits ended its process with code 3"):
+        world.settle(night, job, DatasetTerms(checks=(f"{CHECKS}:exits",)))
+
+    assert world.current() == {MONDAY: "1"}
+    assert world.settle(night, job, DatasetTerms()).published
 
 
 @pytest.mark.parametrize("state", [JobState.CANCELLED, JobState.EXPIRED, JobState.FAILED])
@@ -152,25 +144,6 @@ def test_a_run_with_nothing_new_is_published_with_no_rows(world: World) -> None:
 
     assert settled.published
     assert [run.rows for run in read_current(world.dataset).runs] == [0]
-
-
-def test_a_run_whose_columns_have_other_types_than_the_current_ones_is_refused(world: World) -> None:
-    world.settle(*world.publish(MONDAY, rows=1, score=[1.5]), DatasetTerms())
-    night, job = world.publish(TUESDAY, rows=1, score=["high"])
-
-    settled = world.settle(night, job, DatasetTerms())
-
-    assert settled.reason == f"columns: the column score is string here and double in the run of {MONDAY}"
-    assert world.current() == {MONDAY: "1"}
-
-
-def test_a_label_may_change_the_types_of_its_own_columns_when_it_is_made_again(world: World) -> None:
-    world.settle(*world.publish(MONDAY, "1", rows=1, score=[1.5]), DatasetTerms())
-
-    settled = world.settle(*world.publish(MONDAY, "2", rows=1, score=["high"]), DatasetTerms())
-
-    assert settled.published
-    assert world.current() == {MONDAY: "2"}
 
 
 def test_retention_is_part_of_settling(world: World) -> None:

@@ -48,6 +48,7 @@ def test_an_unknown_option_is_refused_by_its_name() -> None:
         ({"checks": "checks:words"}, "must be a list"),
         ({"checks": ["checks.words"]}, "package.module:function"),
         ({"checks": ["__import__('os'):system"]}, "package.module:function"),
+        ({"check_seconds": 0}, "check_seconds is 0"),
         ({"webhook_url": "ftp://example.com", "webhook_secret_env": "S"}, "http://"),
         ({"webhook_url": "https://example.com/n\u00e4chtlich", "webhook_secret_env": "S"}, "percent-encoded"),
         ({"webhook_url": "https://me:secret@example.com", "webhook_secret_env": "S"}, "user or password"),

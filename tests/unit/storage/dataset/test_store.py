@@ -11,7 +11,6 @@ from filelock import FileLock
 
 from storage import layout
 from storage.dataset import names
-from storage.dataset.card import card_bytes
 from storage.dataset.current import Current, CurrentRun, read_current
 from storage.dataset.reading import open_dataset
 from storage.dataset.retention import Retention
@@ -172,6 +171,16 @@ def test_a_run_without_a_verdict_is_not_removed(tmp_path: Path) -> None:
     assert gone == []
 
 
+def test_a_run_that_a_crash_has_kept_from_coming_in_is_not_removed(tmp_path: Path) -> None:
+    store = DatasetStore(tmp_path)
+    verdict = store.judge(publish_night(tmp_path, MONDAY).verdict())
+
+    gone = store.retain(KEEP_NOTHING, NOON + days(300))
+
+    assert gone == []
+    assert store.take(verdict, NOON + days(300))
+
+
 def test_a_change_by_somebody_without_the_lock_is_noticed(tmp_path: Path) -> None:
     take_night(tmp_path, MONDAY)
     night = publish_night(tmp_path, TUESDAY)
@@ -232,30 +241,3 @@ def test_a_current_run_whose_rows_ran_again_is_whole_also_when_its_first_generat
     (out / layout.part(layout.DATA, 0)).unlink()
     with pytest.raises(FileDamaged, match="is missing"):
         DatasetStore(tmp_path).check_integrity()
-
-
-def test_the_card_has_a_line_for_each_run_and_only_current_files(tmp_path: Path) -> None:
-    take_night(tmp_path, MONDAY, "1")
-    take_night(tmp_path, MONDAY, "2")
-    take_night(tmp_path, TUESDAY, accepted=False)
-    store = DatasetStore(tmp_path)
-
-    store.write_card(lambda current, verdicts: card_bytes("stories", current, verdicts))
-
-    card = (tmp_path / "README.md").read_text()
-    front, body = card.split("---\n")[1:]
-    assert f'    - "_runs/{MONDAY}/2/data/part-00000.parquet"' in front
-    assert "/1/" not in front
-    rows = [line for line in body.splitlines() if line.startswith("| 2026")]
-    assert [line.split(" | ")[3] for line in rows] == ["refused", "current", "replaced"]
-    assert "wanted at least 0.9" in rows[0]
-
-
-def test_a_readme_that_is_no_card_stays_as_it_is(tmp_path: Path) -> None:
-    take_night(tmp_path, MONDAY, "1")
-    (tmp_path / "README.md").write_text("# My project\n")
-    store = DatasetStore(tmp_path)
-
-    store.write_card(lambda current, verdicts: card_bytes("stories", current, verdicts))
-
-    assert (tmp_path / "README.md").read_text() == "# My project\n"
