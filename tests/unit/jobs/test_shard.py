@@ -14,6 +14,7 @@ from jobs.outcome import Ending, ShardFailed
 from jobs.publishing import publish_job
 from storage import layout
 from storage.errors import DatabaseDown
+from storage.parquet.writer import SegmentWriter
 from storage.records import ShardId
 from storage.states import ShardState
 from tests.unit.jobs.bench import ROWS, Bench, wait_for_rows
@@ -127,6 +128,38 @@ def test_a_failure_is_recorded_before_it_is_told(bench: Bench, monkeypatch: pyte
     assert (bench.shard.failures, bench.shard.crashes) == (1, 0)
     assert bench.shard.error is not None
     assert "the disk is broken" in bench.shard.error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("no such value"), AssertionError("a bug of ours")])
+def test_rows_that_cannot_be_sealed_whatever_the_reason_fail_the_attempt_and_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SegmentWriter, "seal", broken)
+
+    with pytest.raises(ShardFailed, match=type(error).__name__):
+        bench.run()
+
+    assert bench.shard.state is ShardState.READY
+    assert (bench.shard.failures, bench.shard.crashes) == (1, 0)
+
+
+def test_a_stop_while_sql_is_down_is_nobodys_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attempt cannot wait for SQL any longer; it is back just in time to take the shard back."""
+
+    def down(*_: object) -> None:
+        bench.tools.stopping.set()
+        raise DatabaseDown("no answer")
+
+    monkeypatch.setattr(bench.tools.repository, "seal_segment", down)
+
+    with pytest.raises(ShardFailed, match="DatabaseDown"):
+        bench.run()
+
+    assert bench.shard.state is ShardState.READY
+    assert (bench.shard.failures, bench.shard.crashes, bench.shard.preemptions) == (0, 0, 1)
 
 
 def test_an_engine_that_dies_fails_the_attempt_and_keeps_the_rows_that_were_done(bench: Bench) -> None:
