@@ -103,6 +103,7 @@ class Worker:
         device = self._place.device.uuid if self._place else str(name)
         self.name = worker_name(device, machine_mark(folder), repository.workers(), settings.worker_stale_seconds)
         self.gate = Gate(settings.worker_slots, settings.batch_target)
+        self._watchdog: Watchdog | None = None
         self.leases = LeaseKeeper(
             repository,
             self.name.node,
@@ -147,6 +148,8 @@ class Worker:
                 engine.stop()
         finally:
             self._leave()
+            if self._watchdog is not None:
+                self._watchdog.end()
 
     def _consume(self, runtime: Runtime, stays: bool) -> int:
         app = make_app(self.broker_url, prefix=self.settings.redis_prefix, slots=self.settings.worker_slots)
@@ -156,19 +159,19 @@ class Worker:
             runtime.drain()
 
         worker_shutting_down.connect(on_stop, weak=False)
-        watchdog = Watchdog(
+        self._watchdog = Watchdog(
             runtime,
             stop=lambda: os.kill(os.getpid(), signal.SIGTERM),
             nobody_waits=None if stays else self._nobody_waits,
             broker_answers=lambda: broker_answers(self.broker_url),
         )
-        watchdog.start()
+        self._watchdog.start()
         try:
             code = _serve(app, self.name.node, app.queues(self.model.key))
             runtime.wait_idle()
             return code
         finally:
-            watchdog.end()
+            runtime.tools.stopping.set()  # the watchdog watches on: an engine or SQL may keep us
             worker_shutting_down.disconnect(on_stop)
 
     def _check_name(self) -> None:

@@ -103,9 +103,26 @@ def test_an_event_loop_that_hangs_ends_the_process_unless_it_waits_for_the_broke
 
     bench.broker_answers = True
     bench.watchdog.look()
+    assert bench.exits == []
+    bench.look_after(61)
 
     assert bench.exits == [EXIT_ENGINE_DEAD]
     assert bench.runtime.tools.stopping.is_set()
+
+
+def test_an_event_loop_that_waited_for_the_broker_has_time_to_find_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.runtime.tick()
+    monkeypatch.setattr(Runtime, "loop_age", 600.0)
+
+    for answers in (False, True, False, True):
+        bench.broker_answers = answers
+        bench.look_after(40)
+
+    assert bench.exits == []
+    monkeypatch.setattr(Runtime, "loop_age", 0.5)
+    bench.look_after(300)
+    assert bench.exits == []
 
 
 def test_an_orderly_stop_that_takes_too_long_ends_by_force() -> None:
