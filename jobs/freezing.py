@@ -18,7 +18,7 @@ from jobs.submission import Submission
 from jobs.withdrawal import give_back, withdraw
 from storage import layout
 from storage.durable import make_folder
-from storage.errors import Fenced, InputInvalid, StorageError
+from storage.errors import DatabaseDown, Fenced, InputInvalid, StorageError
 from storage.output import Owner, forget_plannings, take_output
 from storage.parquet.chosen import write_chosen
 from storage.parquet.reader import open_input
@@ -45,8 +45,8 @@ def freeze_plan(
 ) -> tuple[Plan, Job]:
     """Plan and queue under the epoch. A failure ends the job and gives OUT back, unless somebody else took it over.
 
-    Raises what `submission` and `make_plan` raise, OutputConflict, PlanningLeft, and Fenced, whatever went wrong, when
-    the job was cancelled or taken over.
+    Raises what `submission` and `make_plan` raise, OutputConflict, Fenced, whatever went wrong, when the job was
+    cancelled or taken over; PlanningLeft and DatabaseDown, and then the job waits for the next planner.
     """
     out = Path(job.output_uri)
     try:
@@ -65,7 +65,7 @@ def freeze_plan(
         if chosen is not None:
             write_chosen(out / layout.INPUT_ROWS, chosen)
         return plan, repository.queue_job(job.id, epoch, plan.record, plan.shards)
-    except PlanningLeft as left:
+    except (PlanningLeft, DatabaseDown) as left:  # an outage says nothing of the job
         why = str(left) if isinstance(left, InputUnseen) else None
         with suppress(StorageError):  # then the lease runs out by itself
             repository.release_job(job.id, epoch, why)
@@ -92,13 +92,14 @@ def _withdraw(job: Job, epoch: int, repository: Repository, why: str) -> None:
 
 
 def _renewing(renew: Callable[[], None], every_seconds: float) -> Progress:
-    """Progress that keeps the right to plan."""
+    """Progress that keeps the right to plan. While SQL is down nobody can take it, so planning goes on."""
     last = time.monotonic()
 
     def tick(stage: str, done: int, total: int) -> None:
         nonlocal last
         if time.monotonic() - last >= every_seconds:
-            renew()
+            with suppress(DatabaseDown):
+                renew()
             last = time.monotonic()
 
     return tick

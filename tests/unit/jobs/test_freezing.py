@@ -7,7 +7,7 @@ from jobs.planning import silent
 from jobs.submission import Submission, submission_of
 from jobs.submit import Submitted
 from storage import layout
-from storage.errors import Fenced, InputInvalid
+from storage.errors import DatabaseDown, Fenced, InputInvalid
 from storage.parquet.plan import read_shard, verify_plan
 from storage.states import JobState
 from tests.unit.jobs.desk import Desk, killed_while_planning
@@ -64,6 +64,28 @@ def test_whoever_must_leave_gives_the_planning_to_the_next(desk: Desk) -> None:
     assert job.state == JobState.VALIDATING
     assert desk.submit().how == "replanned"
     assert desk.repository.get_job(job.id).state == JobState.QUEUED
+
+
+@pytest.mark.parametrize("move", ["renew_job", "queue_job"])
+def test_an_outage_of_sql_while_a_job_is_planned_fails_no_job(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, move: str
+) -> None:
+    answers, real = [DatabaseDown("no answer")], getattr(desk.repository, move)
+
+    def at_last(*arguments: object) -> object:
+        if answers:
+            raise answers.pop()
+        return real(*arguments)
+
+    monkeypatch.setattr(desk.repository, move, at_last)
+
+    if move == "queue_job":
+        with pytest.raises(DatabaseDown):
+            desk.submit()
+        assert desk.repository.list_jobs()[0].state == JobState.VALIDATING
+
+    assert desk.submit().how == ("new" if move == "renew_job" else "replanned")
+    assert [job.state for job in desk.repository.list_jobs()] == [JobState.QUEUED]
 
 
 def test_a_planner_that_lost_its_job_leaves_the_output_to_the_next(desk: Desk) -> None:

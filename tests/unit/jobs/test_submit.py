@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from jobs.submit import Submitted
 from jobs.withdrawal import give_back, withdraw
 from storage import layout
 from storage.errors import InputInvalid, JobConflict, OutputConflict
@@ -163,6 +164,29 @@ def test_a_job_that_failed_before_its_first_row_gives_way_to_the_same_command(de
 
     assert (again.how, again.job.state) == ("new", JobState.QUEUED)
     assert again.job.id != first.job.id
+    assert desk.files() == [layout.PLAN, layout.OWNER]
+
+
+@pytest.mark.parametrize("move", ["retire_job", "create_job"])
+def test_two_submits_at_once_after_a_job_that_failed_are_one_job(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, move: str
+) -> None:
+    """The second one is done from beginning to end while the first is about to move."""
+    desk.repository.fail_job(desk.submit().job.id, None, "the model cannot be served")
+    real, faster = getattr(desk.repository, move), list[Submitted]()
+
+    def overtaken(*arguments: object) -> object:
+        monkeypatch.setattr(desk.repository, move, real)
+        faster.append(desk.submit())
+        return real(*arguments)
+
+    monkeypatch.setattr(desk.repository, move, overtaken)
+
+    late = desk.submit()
+
+    assert (faster[0].how, late.how, late.job.id) == ("new", "resumed", faster[0].job.id)
+    assert late.job.plan is not None
+    verify_plan(desk.out / late.job.plan.path, late.job.plan.sha256)
     assert desk.files() == [layout.PLAN, layout.OWNER]
 
 
