@@ -95,6 +95,19 @@ class Settings(BaseSettings):
             raise ValueError(f"{home} names a home directory that is not known") from error
 
     @property
+    def contradiction(self) -> str | None:
+        """What of these settings no process could honour together with the others."""
+        none = [name for name in ("worker_slots", "segment_rows", "max_sequences") if getattr(self, name) < 1]
+        if none:
+            return f"NIGHTMILL_{none[0].upper()} must be 1 or more: with less nothing would ever run"
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            return (
+                f"NIGHTMILL_LEASE_SECONDS is {self.lease_seconds:g} and NIGHTMILL_HEARTBEAT_SECONDS is"
+                f" {self.heartbeat_seconds:g}: a lease must last for two heartbeats, or live workers lose their shards"
+            )
+        return None
+
+    @property
     def batch_target(self) -> int:
         """Sequences in flight below which a worker takes another shard."""
         return 2 * self.max_sequences
