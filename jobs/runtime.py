@@ -127,7 +127,10 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._ended.wait(WATCH_SECONDS):
-            self.look()
+            try:
+                self.look()
+            except Exception:  # a mistake of ours in one look: nobody else would see an engine that hangs
+                log.exception("the watchdog could not look")
 
     def _watch_stop(self, now: float) -> None:
         self._stopping_at = now if self._stopping_at is None else self._stopping_at
