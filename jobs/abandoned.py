@@ -66,9 +66,11 @@ class AbandonedJobs:
                 return
 
     def stop(self) -> None:
-        """Leave what is being planned to the next process."""
+        """Leave what is being planned to the next process. What does not hear of it in time, as a look at a large
+        input, ends with this process, and its lease runs out."""
         self._stopping.set()
-        self.wait()
+        if self._thread is not None:
+            self._thread.join(self._settings.stop_seconds)
 
     def wait(self) -> None:
         if self._thread is not None:
