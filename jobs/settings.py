@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     engine_stall_seconds: float = 300.0  # rows in the engine and no step for longer: the worker exits
     loop_stall_seconds: float = 300.0  # the broker answers and the event loop has not moved for longer: the same
     max_consecutive_restarts: int = 5
-    stop_seconds: float = 5.0
+    stop_seconds: float = 4.5  # then a worker leaves by force: within 5 s of its SIGTERM, whatever keeps it
     full_disk_seconds: float = 30.0  # until a shard is tried again whose disk was full
     disk_reserve_bytes: int = 256 << 20  # with less than this free where a job writes, none of its shards is claimed
     watch_seconds: float = 0.5  # between two looks at a job that is waited for
