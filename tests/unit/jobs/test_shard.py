@@ -98,6 +98,27 @@ def test_an_attempt_that_lost_its_lease_is_fenced_and_its_epoch_leaves_no_shard_
     assert bench.shard.state is ShardState.READY
 
 
+def test_a_fenced_attempt_keeps_the_segment_that_sql_has_although_the_answer_was_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = bench.tools.repository
+    seal, out = repository.seal_segment, Path(bench.job.output_uri)
+
+    def lost(*arguments: object) -> None:
+        seal(*arguments)  # type: ignore[arg-type]
+        repository.release_shard(bench.shard.id, 1, reason="its lease ran out meanwhile", preempted=True)
+        bench.tools.leases.beat()
+        raise DatabaseDown("the answer was lost")
+
+    monkeypatch.setattr(repository, "seal_segment", lost)
+
+    assert bench.run().ending is Ending.FENCED
+
+    [segment] = repository.segments(bench.shard.id)
+    assert (out / segment.key).exists()
+    assert [path.name for path in (out / layout.SEGMENTS).iterdir()] == [Path(segment.key).name]
+
+
 def test_a_claim_whose_answer_was_lost_is_still_ours(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     repository, lost = bench.tools.repository, [True]
     claim = repository.claim_shard
