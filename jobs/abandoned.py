@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from jobs.settings import Settings
-from storage.errors import Fenced, InputInvalid, StorageError
+from storage.errors import DatabaseDown, Fenced, InputInvalid, StorageError
 from storage.records import Job, JobId
 from storage.repository import Repository
 
@@ -66,9 +66,11 @@ class AbandonedJobs:
                 return
 
     def stop(self) -> None:
-        """Leave what is being planned to the next process."""
+        """Leave what is being planned to the next process. What does not hear of it in time, as a look at a large
+        input, ends with this process, and its lease runs out."""
         self._stopping.set()
-        self.wait()
+        if self._thread is not None:
+            self._thread.join(self._settings.stop_seconds)
 
     def wait(self) -> None:
         if self._thread is not None:
@@ -92,7 +94,7 @@ class AbandonedJobs:
                 self._settings,
                 leave_when_told,
             )
-        except (PlanningLeft, Fenced) as error:
+        except (PlanningLeft, Fenced, DatabaseDown) as error:
             log.info("planning left job=%d reason=%s", job.id, error)
         except (StorageError, ModelUnknown, OSError) as error:
             log.warning("planning failed job=%d error=%s", job.id, error)  # the job has failed with this reason

@@ -116,4 +116,6 @@ class LeaseKeeper:
                 self.replaced = error
             except StorageError as error:
                 log.warning("heartbeat failed worker=%s silent_for=%.1f error=%s", self.owner, self.silent_for, error)
+            except Exception:  # a mistake of ours: without heartbeats every lease would run out, again and again
+                log.exception("heartbeat failed worker=%s silent_for=%.1f", self.owner, self.silent_for)
             self._on_health(self.silent_for < self.lease_seconds)

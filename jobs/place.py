@@ -78,12 +78,15 @@ class Place:
 
 
 def find(changes: Mapping[str, Any] | None = None) -> Place:
-    """The addresses of this installation; `changes` replaces settings. Raises UsageError when only one is named."""
+    """The addresses of this installation; `changes` replaces settings. Raises UsageError when only one is named, or
+    a setting cannot be honoured."""
     try:
         settings = Settings(**(changes or {}))
     except ValidationError as error:
         problems = "; ".join(f"NIGHTMILL_{str(each['loc'][0]).upper()}: {each['msg']}" for each in error.errors())
         raise UsageError(f"a setting cannot be used: {problems}") from None
+    if settings.contradiction is not None:
+        raise UsageError(f"a setting cannot be used: {settings.contradiction}")
     broker, database = settings.broker_url, settings.database_url
     if broker is not None and database is not None:
         return Place(settings, database.get_secret_value(), broker.get_secret_value())

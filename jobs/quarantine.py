@@ -15,7 +15,7 @@ import numpy as np
 from jobs.damage import lost_attempts
 from jobs.planrows import Counts, open_outputs
 from jobs.sampling import Sampling
-from storage.errors import Fenced, StorageError
+from storage.errors import DatabaseDown, Fenced
 from storage.parquet.plan import read_rows
 from storage.parquet.writer import segment_keys
 from storage.records import Job, Piece, Shard
@@ -52,23 +52,26 @@ def _piece(rows: Counts, left: Counts, row_lo: int) -> Iterator[Piece]:
 def divide_crashed(repository: Repository) -> int:
     """Split every shard whose worker died while it ran alone, or give up the one row that is left; how many moved.
 
-    A job whose files cannot be read fails. Raises DatabaseDown.
+    A job whose files cannot be read fails, and so does one on which our own code does: the others go on. Raises
+    DatabaseDown, which says nothing of a job.
     """
     moved = 0
     for shard in repository.crashed_shards():
         job = repository.get_job(shard.job_id)
         try:
             found = _suspected(repository, job, shard)
+            if len(found) == 1 and found[0].row_hi - found[0].row_lo == 1:
+                moved += repository.give_up_shard(shard.id, shard.epoch)
+            else:
+                moved += repository.split_shard(shard.id, shard.epoch, found)
         except Fenced:
             continue  # it has moved since
-        except (StorageError, OSError) as error:
+        except DatabaseDown:
+            raise
+        except Exception as error:
             log.exception("shard_not_divided job=%d shard=%d", job.id, shard.id)
-            repository.fail_job(job.id, None, f"shard {shard.idx}, of which workers died, cannot be read: {error}")
-            continue
-        if len(found) == 1 and found[0].row_hi - found[0].row_lo == 1:
-            moved += repository.give_up_shard(shard.id, shard.epoch)
-        else:
-            moved += repository.split_shard(shard.id, shard.epoch, found)
+            why = f"shard {shard.idx}, of which workers died, cannot be divided: {error or repr(error)}"
+            repository.fail_job(job.id, None, why)
     return moved
 
 

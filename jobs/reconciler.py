@@ -61,6 +61,10 @@ def make_dispatcher(settings: Settings, repository: Repository, broker_url: str)
     )
 
 
+class PublishingLeft(Exception):
+    """This process must leave; the job waits for the next one that publishes it."""
+
+
 class Reconciler:
     """`tick` does everything once; `run` does it again and again."""
 
@@ -78,6 +82,7 @@ class Reconciler:
         self._monotonic = monotonic
         self._expires_from = monotonic()
         self._owner = f"reconciler-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
+        self._stopping = threading.Event()  # what runs long ends early
         self._hurry = threading.Event()  # set by work beside the loop: the next tick need not wait
         self._abandoned = AbandonedJobs(settings, repository, self._owner, self._hurry.set)
         self._schedules = ScheduleKeeper(settings, repository, self._owner, done=self._hurry.set)
@@ -125,6 +130,7 @@ class Reconciler:
     def run(self, stop: threading.Event, *, every: float | None = None) -> None:
         """Tick every `every` seconds until `stop`; an outage only makes the pauses longer."""
         pause = self._settings.reconcile_seconds if every is None else every
+        self._stopping = stop
         patiently = Retrying(
             retry=retry_if_exception_type((DatabaseDown, BrokerDown)),
             wait=wait_exponential(multiplier=pause, max=max(LONGEST_PAUSE, pause)),
@@ -168,12 +174,16 @@ class Reconciler:
             sweep(Path(job.output_uri), job.generation)
         except FilesDamaged as damage:
             self._reopen(job, epoch, damage)
+        except PublishingLeft:
+            log.info("publishing left job=%d epoch=%d", job.id, epoch)
+            with suppress(StorageError):  # then the lease runs out by itself
+                self._repository.release_job(job.id, epoch)
         except (Fenced, DatabaseDown) as error:
             log.warning("publishing stopped job=%d error=%s", job.id, error)
-        except (StorageError, OSError, AssertionError) as error:
+        except Exception as error:  # a mistake of ours in one job: the reconciler goes on for all others
             log.exception("publishing failed job=%d epoch=%d", job.id, epoch)
             # The machine's trouble may pass, so it is tried again when the lease has run out; a damaged file stays so.
-            may_pass = isinstance(error, OSError) and epoch <= self._settings.max_shard_attempts
+            may_pass = isinstance(error, OSError | MemoryError) and epoch <= self._settings.max_shard_attempts
             if decide(error, 1).preempted or may_pass:
                 return
             with suppress(Fenced):  # it slept past its lease, and another one published and swept
@@ -194,11 +204,13 @@ class Reconciler:
                 self._repository.fail_job(job.id, epoch, f"its output could not be published: {error}")
 
     def _renewal(self, job: Job, epoch: int) -> Callable[[], None]:
-        """Renews the right to publish, at most once per heartbeat. Raises Fenced, DatabaseDown."""
+        """Renews the right to publish, at most once per heartbeat. Raises Fenced, DatabaseDown, PublishingLeft."""
         renewed_at = time.monotonic()
 
         def renew() -> None:
             nonlocal renewed_at
+            if self._stopping.is_set():
+                raise PublishingLeft
             if time.monotonic() - renewed_at >= self._settings.heartbeat_seconds:
                 self._repository.renew_job(job.id, epoch, self._settings.lease_seconds)
                 renewed_at = time.monotonic()

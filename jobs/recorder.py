@@ -12,7 +12,7 @@ from engine.cache.groups import LayerGroup
 from jobs.engines import BlockUse
 from jobs.rows import merge, sum_rows, with_use
 from storage import failpoints
-from storage.errors import DatabaseDown
+from storage.errors import DatabaseDown, StorageError
 from storage.parquet.rows import ResultRow
 from storage.parquet.writer import SegmentWriter
 from storage.records import RunStats, Segment, ShardId
@@ -95,9 +95,16 @@ class Recorder:
         self._record()
 
     def remove_unrecorded(self) -> None:
-        """Delete the files that SQL knows nothing of: another attempt owns the shard."""
+        """Delete the files that SQL knows nothing of: another attempt owns the shard. What was recorded with an answer
+        that was lost is the shard's, and while SQL cannot say, all stay: they are swept with the job."""
+        try:
+            recorded = {segment.key for segment in self._repository.segments(self._shard_id)}
+        except StorageError as error:
+            log.warning("segments of shard %d are left behind: %s", self._shard_id, error)
+            return
         for segment, _ in self._unrecorded:
-            (self._out / segment.key).unlink(missing_ok=True)
+            if segment.key not in recorded:
+                (self._out / segment.key).unlink(missing_ok=True)
 
     def _record(self) -> None:
         while self._unrecorded:

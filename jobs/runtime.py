@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 0.2
 DISK_SECONDS = 1.0  # between two looks at disks that were full
+RECONNECT_SECONDS = 60.0  # within which Celery finds a broker that is back: it tries every 30 s
 RELEASE_SECONDS = 2.0  # what attempts get to give their shards back when the engine has died
 
 
@@ -95,6 +96,7 @@ class Watchdog:
         self._is_draining = False
         self._has_told = False
         self._disk_at = monotonic()
+        self._answers_since: float | None = None  # the broker, while the event loop does not move
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
@@ -125,7 +127,10 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._ended.wait(WATCH_SECONDS):
-            self.look()
+            try:
+                self.look()
+            except Exception:  # a mistake of ours in one look: nobody else would see an engine that hangs
+                log.exception("the watchdog could not look")
 
     def _watch_stop(self, now: float) -> None:
         self._stopping_at = now if self._stopping_at is None else self._stopping_at
@@ -144,9 +149,15 @@ class Watchdog:
         return False
 
     def _loop_hangs(self) -> bool:
-        """It answers no more, takes no hint, and no signal would reach it."""
-        age = self._runtime.loop_age
-        if age is None or age <= self._settings.loop_stall_seconds or not self._broker_answers():
+        """It answers no more, takes no hint, and no signal would reach it. One that waited for the broker has some time
+        to find it again."""
+        age, limit = self._runtime.loop_age, self._settings.loop_stall_seconds
+        if age is None or age <= limit or not self._broker_answers():
+            self._answers_since = None
+            return False
+        now = self._monotonic()
+        self._answers_since = now if self._answers_since is None else self._answers_since
+        if now - self._answers_since < min(RECONNECT_SECONDS, limit):
             return False
         log.critical("the event loop has not moved for %.0f s; the worker leaves and must be started again", age)
         return True

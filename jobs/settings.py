@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     engine_stall_seconds: float = 300.0  # rows in the engine and no step for longer: the worker exits
     loop_stall_seconds: float = 300.0  # the broker answers and the event loop has not moved for longer: the same
     max_consecutive_restarts: int = 5
-    stop_seconds: float = 5.0
+    stop_seconds: float = 4.5  # then a worker leaves by force: within 5 s of its SIGTERM, whatever keeps it
     full_disk_seconds: float = 30.0  # until a shard is tried again whose disk was full
     disk_reserve_bytes: int = 256 << 20  # with less than this free where a job writes, none of its shards is claimed
     watch_seconds: float = 0.5  # between two looks at a job that is waited for
@@ -94,6 +94,19 @@ class Settings(BaseSettings):
             return home.expanduser().resolve()
         except RuntimeError as error:
             raise ValueError(f"{home} names a home directory that is not known") from error
+
+    @property
+    def contradiction(self) -> str | None:
+        """What of these settings no process could honour together with the others."""
+        none = [name for name in ("worker_slots", "segment_rows", "max_sequences") if getattr(self, name) < 1]
+        if none:
+            return f"NIGHTMILL_{none[0].upper()} must be 1 or more: with less nothing would ever run"
+        if self.lease_seconds < 2 * self.heartbeat_seconds:
+            return (
+                f"NIGHTMILL_LEASE_SECONDS is {self.lease_seconds:g} and NIGHTMILL_HEARTBEAT_SECONDS is"
+                f" {self.heartbeat_seconds:g}: a lease must last for two heartbeats, or live workers lose their shards"
+            )
+        return None
 
     @property
     def batch_target(self) -> int:

@@ -275,8 +275,8 @@ class Attempt:
         try:
             if self._recorder is not None and not isinstance(error, DatabaseDown) and not is_full_disk(error):
                 self._recorder.seal()
-        except (StorageError, OSError) as second:
-            log.warning("rows of shard %d could not be sealed: %s", self.shard.id, second)
+        except Exception as second:  # noqa: BLE001 - most likely the first one again, whatever it was
+            log.warning("rows of shard %d could not be sealed: %r", self.shard.id, second)
         try:
             self._release(f"{type(error).__name__}: {error}", retry)
         except StorageError as second:

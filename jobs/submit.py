@@ -22,7 +22,7 @@ from jobs.planning import Plan, Progress, make_plan, silent
 from jobs.settings import Settings
 from jobs.submission import Submission, check, submission_of
 from storage import layout
-from storage.errors import Fenced, InputInvalid, JobConflict, OutputConflict
+from storage.errors import DatabaseDown, Fenced, InputInvalid, JobConflict, OutputConflict
 from storage.output import Owner, drop_output, read_owner, take_output
 from storage.records import Job
 from storage.repository import Repository
@@ -83,8 +83,11 @@ def _find_or_create(submission: Submission, repository: Repository) -> tuple[Job
     if found is not None and _is_void(
         found, Path(found.output_uri), keyed=submission.options.idempotency_key is not None
     ):
-        repository.retire_job(found.id)
-        drop_output(Path(found.output_uri), Owner(run_key=found.run_key, spec_hash=found.spec_hash))
+        if not repository.retire_job(found.id):
+            return _find_or_create(submission, repository)  # another submit was faster: look again
+        owner = Owner(run_key=found.run_key, spec_hash=found.spec_hash)
+        if owner != submission.owner:  # else the same submit may be at work there by now
+            drop_output(Path(found.output_uri), owner)
         found = None
     resume = submission.options.resume
     if found is not None and resume == "never":
@@ -109,7 +112,11 @@ def _find_or_create(submission: Submission, repository: Repository) -> tuple[Job
         found = _known(submission, repository)
         if found is None:
             raise
+        if taken and found.output_uri != str(submission.out):  # the same key, with another output
+            drop_output(submission.out, submission.owner)
         return found, False
+    except DatabaseDown:
+        raise  # the job may have been made all the same, and somebody may be at work on it
     except BaseException:
         if taken:
             drop_output(submission.out, submission.owner)

@@ -7,6 +7,9 @@ from pathlib import Path
 from storage.output import Owner, drop_output
 from storage.records import Job
 from storage.repository import Repository
+from storage.states import JOB_RUNNABLE
+
+MANY_JOBS = 10_000
 
 
 def withdraw(repository: Repository, job: Job, epoch: int | None, why: str) -> None:
@@ -17,6 +20,21 @@ def withdraw(repository: Repository, job: Job, epoch: int | None, why: str) -> N
     """
     repository.fail_job(job.id, epoch, why)
     give_back(repository, repository.get_job(job.id))
+
+
+def withdraw_unserved(repository: Repository, key: str, why: str, stale_seconds: float) -> int | None:
+    """End the jobs of a model that a worker, which is gone by now, could not serve, begun or not, so that nobody waits
+    for ever; how many.
+
+    None while another live worker has the model, if only to load it: perhaps this machine alone is at fault.
+    """
+    live = repository.workers(stale_seconds)
+    if any(worker.model_key == key and worker.state != "gone" for worker in live):
+        return None
+    unserved = [job for job in repository.list_jobs(MANY_JOBS) if job.model.key == key and job.state in JOB_RUNNABLE]
+    for job in unserved:
+        withdraw(repository, job, None, why)
+    return len(unserved)
 
 
 def give_back(repository: Repository, job: Job) -> None:

@@ -34,12 +34,12 @@ from jobs.restarts import EXIT_DRAINED, EXIT_MODEL
 from jobs.runtime import Runtime, Watchdog
 from jobs.settings import Settings
 from jobs.tools import Tools
-from jobs.withdrawal import withdraw
+from jobs.withdrawal import withdraw_unserved
 from storage import failpoints
 from storage.errors import Fenced, InputInvalid, StorageError
 from storage.records import ModelRef, WorkerRecord
 from storage.repository import Repository
-from storage.states import JOB_RUNNABLE, JOB_STOPPING, JobState, ShardState
+from storage.states import JOB_STOPPING, JobState, ShardState
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ def run_worker(
             return EXIT_MODEL
         except (ModelUnknown, ModelRefused, InputInvalid) as error:
             _say(str(error))
-            _fail_jobs(repository, settings, wanted.key, str(error))
+            if withdraw_unserved(repository, wanted.key, str(error), settings.worker_stale_seconds) is None:
+                log.warning("another worker serves this model, or will: its jobs go on")
             return EXIT_MODEL
     finally:
         repository.close()
@@ -103,6 +104,7 @@ class Worker:
         device = self._place.device.uuid if self._place else str(name)
         self.name = worker_name(device, machine_mark(folder), repository.workers(), settings.worker_stale_seconds)
         self.gate = Gate(settings.worker_slots, settings.batch_target)
+        self._watchdog: Watchdog | None = None
         self.leases = LeaseKeeper(
             repository,
             self.name.node,
@@ -147,6 +149,8 @@ class Worker:
                 engine.stop()
         finally:
             self._leave()
+            if self._watchdog is not None:
+                self._watchdog.end()
 
     def _consume(self, runtime: Runtime, stays: bool) -> int:
         app = make_app(self.broker_url, prefix=self.settings.redis_prefix, slots=self.settings.worker_slots)
@@ -156,19 +160,19 @@ class Worker:
             runtime.drain()
 
         worker_shutting_down.connect(on_stop, weak=False)
-        watchdog = Watchdog(
+        self._watchdog = Watchdog(
             runtime,
             stop=lambda: os.kill(os.getpid(), signal.SIGTERM),
             nobody_waits=None if stays else self._nobody_waits,
             broker_answers=lambda: broker_answers(self.broker_url),
         )
-        watchdog.start()
+        self._watchdog.start()
         try:
             code = _serve(app, self.name.node, app.queues(self.model.key))
             runtime.wait_idle()
             return code
         finally:
-            watchdog.end()
+            runtime.tools.stopping.set()  # the watchdog watches on: an engine or SQL may keep us
             worker_shutting_down.disconnect(on_stop)
 
     def _check_name(self) -> None:
@@ -250,20 +254,6 @@ def _wanted(repository: Repository, settings: Settings, model: str | None, revis
     if model is not None:
         return named_model(model, revision, settings.dtype, settings.max_model_len)
     return next((ref for ref, _ in repository.waiting_models() if takes(ref, settings.max_model_len)), None)
-
-
-def _fail_jobs(repository: Repository, settings: Settings, key: str, error: str) -> None:
-    """Jobs of a model that cannot be served end with the reason, begun or not, so that nobody waits for ever.
-
-    Not while another worker serves the model: then this machine is at fault, and the jobs go on over there.
-    """
-    live = repository.workers(settings.worker_stale_seconds)
-    if any(worker.model_key == key and worker.state == "ready" for worker in live):
-        log.warning("another worker serves this model: its jobs go on")
-        return
-    for job in repository.list_jobs(limit=MANY_JOBS):
-        if job.model.key == key and job.state in JOB_RUNNABLE:
-            withdraw(repository, job, None, error)
 
 
 def _say(message: str) -> None:

@@ -10,7 +10,7 @@ OUT/
   _meta/job.json  _meta/stats.json
   _meta/input_rows.parquet             which rows of the input the job has, if only those that were new
   _meta/manifest-0001.json             immutable generations of the manifest
-  _inprogress/plan/plan.parquet        the frozen plan: one row group per shard
+  _inprogress/plan.e1/plan.parquet     the frozen plan, by the planner with epoch 1: one row group per shard
   _inprogress/segments/shard-00042.e3-0007.parquet
   _inprogress/shards/shard-00042.e3.parquet
   _inprogress/publish.e2/              parts of the publisher with epoch 2, until they are moved into place
@@ -35,7 +35,7 @@ STATS_JSON = f"{META}/stats.json"
 INPUT_ROWS = f"{META}/input_rows.parquet"
 OWNER = f"{META}/owner.json"
 SUPERSEDED = f"{META}/superseded"
-PLAN = f"{INPROGRESS}/plan/plan.parquet"
+PLAN = f"{INPROGRESS}/plan.e1/plan.parquet"  # if the first planner brought it to its end
 SEGMENTS = f"{INPROGRESS}/segments"
 SHARDS = f"{INPROGRESS}/shards"
 
@@ -64,7 +64,13 @@ def work_of(key: str) -> str:
     return PurePosixPath(key).parts[0]
 
 
+def planning(epoch: int) -> str:
+    """The folder of the planner with this epoch, for its plan and what it spills: none shares a name with another."""
+    return f"{INPROGRESS}/plan.e{epoch}"
+
+
 def plan(generation: int, name: str = "plan") -> str:
+    """Of a later generation."""
     return f"{work(generation)}/plan/{name}.parquet"
 
 

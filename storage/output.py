@@ -83,6 +83,13 @@ def sweep(out: Path, generation: int = 1) -> None:
         sync_folder(out)
 
 
+def forget_plannings(out: Path, epoch: int) -> None:
+    """Remove what planners with a lower epoch left undone. Nothing else: one that lost its right in its sleep must
+    harm neither the next planner nor the job that runs by then."""
+    for earlier in range(1, epoch):
+        shutil.rmtree(out / layout.planning(earlier), ignore_errors=True)
+
+
 def forget_drafts(out: Path, generation: int) -> None:
     """Remove what publishers have staged whose rows run again: one that sleeps must not move it into place."""
     for folder in (out / layout.work(generation)).glob("publish.e*"):

@@ -7,7 +7,7 @@ from sqlalchemy import ColumnElement, Connection, and_, case, or_, select, updat
 from storage.database import now
 from storage.errors import JobConflict
 from storage.records import Job, JobId
-from storage.repository.jobs import cancel_shards, end, fenced, get, too_many_errors
+from storage.repository.jobs import LEASED, cancel_shards, end, fenced, get, too_many_errors
 from storage.repository.rows import as_job
 from storage.repository.runs import owns
 from storage.states import JOB_RUNNABLE, SHARD_WAITING, JobState, ShardState
@@ -32,11 +32,12 @@ def _fails_too_often() -> ColumnElement[bool]:
 
 
 def release(conn: Connection, job_id: JobId, epoch: int, why: str | None) -> None:
-    """The right to plan goes back: anybody may take it at once."""
+    """The right to plan or publish goes back: anybody may take it at once. Why a job is being stopped stays."""
+    plans = jobs.c.state == JobState.VALIDATING
     released = conn.execute(
         update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.epoch == epoch, jobs.c.state == JobState.VALIDATING)
-        .values(lease_owner=None, lease_until=0, error=why)
+        .where(jobs.c.id == job_id, jobs.c.epoch == epoch, jobs.c.state.in_(LEASED))
+        .values(lease_owner=None, lease_until=0, error=case((plans, why), else_=jobs.c.error))
     )
     if released.rowcount != 1:
         raise fenced(conn, job_id, epoch, "release it")

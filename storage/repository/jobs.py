@@ -28,7 +28,7 @@ from storage.states import (
 )
 from storage.tables import attempts, dead_rows, jobs, shards
 
-_LEASED = (JobState.VALIDATING, JobState.FINALIZING, *JOB_STOPPING)  # states in which one process has work to do
+LEASED = (JobState.VALIDATING, JobState.FINALIZING, *JOB_STOPPING)  # states in which one process has work to do
 
 _ENDS = {
     JobState.CANCELLING: JobState.CANCELLED,
@@ -106,7 +106,7 @@ def claim(conn: Connection, job_id: JobId, owner: str, lease_seconds: float) -> 
         update(jobs)
         .where(
             jobs.c.id == job_id,
-            jobs.c.state.in_(_LEASED),
+            jobs.c.state.in_(LEASED),
             jobs.c.lease_until < now(),
             ~_HAS_OPEN_SHARD,
         )
@@ -118,7 +118,7 @@ def claim(conn: Connection, job_id: JobId, owner: str, lease_seconds: float) -> 
 def renew(conn: Connection, job_id: JobId, epoch: int, lease_seconds: float) -> None:
     renewed = conn.execute(
         update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.epoch == epoch, jobs.c.state.in_(_LEASED))
+        .where(jobs.c.id == job_id, jobs.c.epoch == epoch, jobs.c.state.in_(LEASED))
         .values(lease_until=now() + lease_seconds)
     )
     if renewed.rowcount != 1:

@@ -17,7 +17,8 @@ class Steering:
     _db: Database
 
     def release_job(self, job_id: JobId, epoch: int, why: str | None = None) -> None:
-        """Give the right to plan back before it is used; until it is, the job's error says why. Raises Fenced."""
+        """Give the right to plan or publish back before it is used; until a plan is made, the job's error says why.
+        Raises Fenced."""
         with self._db.write() as conn:
             control.release(conn, job_id, epoch, why)
         _log.info("job_released job=%d epoch=%d", job_id, epoch)

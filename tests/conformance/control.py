@@ -12,6 +12,7 @@ from tests.conformance.samples import (
     LEASE,
     OVER,
     claimed,
+    commit,
     finish,
     new_job,
     queued_job,
@@ -51,6 +52,26 @@ def test_a_planner_that_leaves_makes_room_for_the_next_at_once(repository: Repos
     with pytest.raises(Fenced, match="epoch 1 may not release it"):
         repository.release_job(job.id, 1)
     assert repository.get_job(job.id).state == JobState.VALIDATING
+    repository.check_integrity()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_publisher_that_leaves_makes_room_for_the_next_at_once(repository: Repository, stopped: bool) -> None:
+    shard = running_shard(repository, rows=4, max_error_rate=0.5 if stopped else None)
+    seal_all(repository, shard, succeeded=1, errored=3)
+    assert len(repository.stop_jobs()) == stopped
+    commit(repository, shard, rows=4)
+    [before] = repository.advance_jobs()
+    assert repository.claim_job(shard.job_id, "leaving", LEASE) == 2
+
+    repository.release_job(shard.job_id, 2)
+
+    assert repository.claim_job(shard.job_id, "next", LEASE) == 3
+    with pytest.raises(Fenced, match="epoch 2 may not release it"):
+        repository.release_job(shard.job_id, 2)
+    now = repository.get_job(shard.job_id)
+    assert (now.state, now.error) == (before.state, before.error)
+    assert (now.error is not None) == stopped
     repository.check_integrity()
 
 

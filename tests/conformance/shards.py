@@ -109,6 +109,19 @@ def test_a_claim_never_takes_an_expired_lease_whose_crash_makes_the_shard_suspec
     assert [shard.crashes for shard in repository.expire_leases(MANY)] == [2]
 
 
+def test_a_heartbeat_under_an_older_epoch_holds_nothing_although_the_worker_has_the_same_name(
+    repository: Repository,
+) -> None:
+    earlier = running_shard(repository, lease=OVER)
+    again = claimed(repository, earlier).shard
+    assert (again.lease_owner, again.epoch) == (earlier.lease_owner, 2)
+
+    late = repository.heartbeat("gpu0@a", [(earlier.id, 1)], LEASE)
+
+    assert late.held == frozenset()
+    assert repository.heartbeat("gpu0@a", [(again.id, 2)], LEASE).held == {again.id}
+
+
 def test_a_heartbeat_tells_what_is_still_held(repository: Repository) -> None:
     job = queued_job(repository, num_shards=3)
     mine, stolen, done = (claimed(repository, shard, lease=OVER).shard for shard in repository.shards(job.id))

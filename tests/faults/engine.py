@@ -89,6 +89,13 @@ def deaf_engine(model_dir: Path, settings: Settings) -> FakeEngine:
     return traced_engine(model_dir, settings)
 
 
+def lingering_engine(model_dir: Path, settings: Settings) -> FakeEngine:
+    """NIGHTMILL_ENGINE_FACTORY=tests.faults.engine:lingering_engine; it is in a step that does not end."""
+    engine = traced_engine(model_dir, settings)
+    engine.stop = threading.Event().wait  # type: ignore[method-assign, assignment]
+    return engine
+
+
 def raising_engine(model_dir: Path, settings: Settings) -> FakeEngine:
     """NIGHTMILL_ENGINE_FACTORY=tests.faults.engine:raising_engine; in the task's own thread, a few times in turn."""
     engine = fake_engine(model_dir, settings)

@@ -99,7 +99,7 @@ class Harness:
             "segment_rows": 8,
             "worker_stale_seconds": 2.0,
             "restart_backoff_seconds": 0.1,
-            "stop_seconds": 10.0,  # the default of 5 is for machines that do nothing else
+            "stop_seconds": 10.0,  # the default of 4.5 is for machines that do nothing else
             "max_sequences": 8,
             "engine_factory": "tests.faults.engine:traced_engine",
             **changes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from pathlib import Path
 
@@ -11,12 +12,13 @@ import pytest
 from engine.request import SamplingParams
 from storage.states import JobState, ShardState
 from tests.fakes import SPACE, fake_ids
-from tests.faults.harness import MAX_TOKENS, Harness, wait_for
+from tests.faults.harness import MAX_TOKENS, Harness, prompts, wait_for
 
 pytestmark = pytest.mark.integration
 
 PROMPTS = [f"prompt number {i}" for i in range(120)]
 KEYS = {(i, 0) for i in range(120)}
+STOP_SECONDS = 5.0
 SLOW = {"FAKE_ENGINE_ROWS_PER_SECOND": "30"}
 
 
@@ -48,7 +50,7 @@ def test_32_a_worker_that_is_told_to_stop_seals_its_rows_and_gives_its_shards_ba
     job = harness.submit(PROMPTS, shard_rows=60)
     harness.wait_for_rows(job.id, 8)
 
-    code = worker.terminate(harness.settings.stop_seconds + 3)
+    code = worker.terminate(STOP_SECONDS)
 
     assert code == 0
     shards = harness.repository.shards(job.id)
@@ -61,6 +63,25 @@ def test_32_a_worker_that_is_told_to_stop_seals_its_rows_and_gives_its_shards_ba
     harness.start_worker("w1")
     assert harness.wait_for_end(job.id).state is JobState.COMPLETED
     harness.check(job.id, KEYS)
+
+
+@pytest.mark.slow
+def test_32_workers_that_are_told_to_stop_at_random_moments(harness: Harness) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    job = harness.submit(prompts(360), shard_rows=24)
+    for number in range(20):
+        worker = harness.start_worker(f"w{number}", **SLOW)
+        harness.wait_for_rows(job.id, harness.job(job.id).rows_done + dice.randint(0, 16))
+        wait_for(lambda worker=worker: "ready." in worker.text, "the worker hears of signals")
+
+        assert worker.terminate(STOP_SECONDS) == 0, f"seed {seed}, number {number}"
+
+        assert all(shard.state is not ShardState.RUNNING for shard in harness.shards(job.id))
+    harness.start_worker("last")
+    harness.done(job.id, 360, seconds=280)
+    assert sum(shard.crashes + shard.failures for shard in harness.shards(job.id)) == 0
 
 
 def test_03_a_worker_that_sleeps_past_its_lease_is_fenced_and_leaves_no_file(harness: Harness) -> None:

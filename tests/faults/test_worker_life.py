@@ -60,6 +60,20 @@ def test_34_a_worker_that_is_asked_to_stop_gives_its_shards_back_in_time(
     harness.done(job_id, ROWS)
 
 
+def test_32_a_worker_whose_engine_does_not_come_to_its_end_gives_its_shards_back_and_leaves_in_time(
+    tmp_path: Path,
+) -> None:
+    with Harness.create(tmp_path, stop_seconds=2.0, engine_factory="tests.faults.engine:lingering_engine") as harness:
+        worker, job_id = at_work(harness)
+
+        assert worker.terminate(STOP_SECONDS) == 1
+
+        shards = harness.shards(job_id)
+        assert all(shard.state is not ShardState.RUNNING for shard in shards)
+        assert sum(shard.preemptions for shard in shards) >= 1
+        assert sum(shard.crashes + shard.failures for shard in shards) == 0
+
+
 def test_34_a_revoked_task_gives_its_shard_back_and_its_slot_too(tmp_path: Path) -> None:
     with Harness.create(tmp_path, worker_slots=1) as harness:
         worker, job_id = at_work(harness)
@@ -171,8 +185,8 @@ def test_51_a_process_that_has_imported_torch_is_no_worker_of_a_gpu(harness: Har
 
 def test_36_a_worker_whose_event_loop_hangs_gives_its_shards_back_and_leaves(harness: Harness) -> None:
     environment = {"NIGHTMILL_ENGINE_FACTORY": "tests.faults.engine:deaf_engine", "NIGHTMILL_LOOP_STALL_SECONDS": "2"}
-    deaf = harness.start_worker("w0", **environment, **speed(20))
-    job = harness.submit(prompts(96), shard_rows=48)
+    deaf = harness.start_worker("w0", **environment, **speed(10))
+    job = harness.submit(prompts(96), shard_rows=96)
     harness.wait_for_rows(job.id, 8)
 
     deaf.process.send_signal(signal.SIGALRM)

@@ -48,11 +48,14 @@ class Desk:
 
 
 def killed_while_planning(desk: Desk, lease_seconds: float, **changes: Any) -> None:
-    """Leave what a planner leaves that was killed: a validating job with a lease, and the start of a plan."""
+    """Leave what a planner leaves that was killed: a validating job with a lease, the start of a plan, spilled rows."""
     done = desk.submit(order="input", shard_rows=32)
     desk.repository.fail_job(done.job.id, None, "x")
     desk.repository.retire_job(done.job.id)
     names = ("run_key", "name", "model", "input_uri", "input_fingerprint", "output_uri", "spec", "spec_hash", "options")
     job = desk.repository.create_job(NewJob(**{name: getattr(done.job, name) for name in names} | changes))
     assert desk.repository.claim_job(job.id, "dead", lease_seconds) == 1
-    (desk.out / layout.PLAN).with_name("plan.e1.parquet").write_bytes(b"half")
+    folder = desk.out / layout.planning(1)
+    (folder / ".plan.parquet.12.tmp").write_bytes(b"half")
+    (folder / "sort-1").mkdir()
+    (folder / "sort-1" / "run-000000.arrows").write_bytes(b"rows")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from jobs import freezing
@@ -58,6 +60,30 @@ def test_a_reconciler_that_stops_leaves_the_planning_to_the_next(desk: Desk) -> 
 
     assert planned_by_reconciler(desk, told_to_stop=True).state == JobState.VALIDATING
     assert planned_by_reconciler(desk).state == JobState.QUEUED
+
+
+def test_a_reconciler_that_stops_does_not_wait_long_for_a_planner_that_hears_nothing(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_while_planning(desk, lease_seconds=0)
+    settings = desk.settings.model_copy(update={"lease_seconds": 0.0, "stop_seconds": 0.01})
+    abandoned = AbandonedJobs(settings, desk.repository, "reconciler")
+    began, go_on, real = threading.Event(), threading.Event(), freezing.make_plan
+
+    def deaf(*arguments: object) -> object:
+        began.set()
+        assert go_on.wait(30)
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(freezing, "make_plan", deaf)
+    abandoned.look()
+    assert began.wait(30)
+
+    abandoned.stop()
+
+    assert desk.repository.list_jobs()[0].state == JobState.VALIDATING
+    go_on.set()
+    abandoned.wait()
 
 
 def test_a_reconciler_that_was_overtaken_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from jobs.submit import Submitted
 from storage.errors import JobConflict
+from storage.records import Job, NewJob
 from storage.states import JobState
 from tests.unit.jobs.desk import Desk
 
@@ -18,6 +20,22 @@ def test_the_same_key_is_the_same_job_wherever_its_output_is(desk: Desk) -> None
     assert (again.how, again.job.id, again.job.output_uri) == ("resumed", first.job.id, str(desk.out))
     assert not (desk.folder / "elsewhere").exists()
     assert desk.submit().job.id == first.job.id  # by its output
+
+
+def test_two_submits_of_one_key_at_once_with_two_outputs_take_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, faster = desk.repository.create_job, list[Submitted]()
+
+    def overtaken(new: NewJob) -> Job:
+        monkeypatch.setattr(desk.repository, "create_job", real)
+        faster.append(desk.submit(idempotency_key="night 1", output=desk.folder / "elsewhere"))
+        return real(new)
+
+    monkeypatch.setattr(desk.repository, "create_job", overtaken)
+
+    late = desk.submit(idempotency_key="night 1")
+
+    assert (faster[0].how, late.how, late.job.id) == ("new", "resumed", faster[0].job.id)
+    assert not desk.out.exists()
 
 
 def test_the_same_key_with_other_options_or_another_input_is_refused(desk: Desk) -> None:

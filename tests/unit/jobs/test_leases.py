@@ -148,6 +148,27 @@ def test_a_name_that_another_process_has_is_noticed_and_an_outage_is_not_taken_f
     assert "another process" in str(leases.replaced)
 
 
+def test_a_heartbeat_that_fails_by_a_mistake_is_not_the_last() -> None:
+    sql, healths = FakeSql(), [Health(step_age=1.0)]
+    leases = LeaseKeeper(sql, "w0", "boot", lease_seconds=60, heartbeat_seconds=0.001)  # type: ignore[arg-type]
+    mistakes = iter([ZeroDivisionError("ours")])
+
+    def health() -> Health:
+        if mistake := next(mistakes, None):
+            raise mistake
+        said.set()
+        return healths[0]
+
+    said = threading.Event()
+    leases.health = health
+
+    leases.start()
+
+    assert said.wait(10)
+    leases.stop()
+    assert sql.healths[:1] == healths
+
+
 def test_a_dropped_lease_is_not_renewed_and_the_worker_still_says_that_it_lives() -> None:
     sql = FakeSql()
     leases = keeper(sql, Clock())

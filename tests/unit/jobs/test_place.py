@@ -91,6 +91,24 @@ def test_a_state_directory_below_the_user_s_home_is_one_and_the_same_for_everybo
     assert list((tmp_path / "cwd").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("NIGHTMILL_LEASE_SECONDS", "19", "a lease must last for two heartbeats"),
+        ("NIGHTMILL_HEARTBEAT_SECONDS", "31", "a lease must last for two heartbeats"),
+        ("NIGHTMILL_WORKER_SLOTS", "0", "must be 1 or more"),
+        ("NIGHTMILL_SEGMENT_ROWS", "-1", "must be 1 or more"),
+    ],
+)
+def test_settings_under_which_nothing_would_be_done_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(UsageError, match=rf"{name}.*{told}"):
+        place.find()
+
+
 def test_a_home_of_nobody_is_refused_by_the_name_of_the_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NIGHTMILL_HOME", "~no-such-user/state")
 

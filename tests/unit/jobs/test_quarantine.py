@@ -7,9 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from jobs.quarantine import WAVES, cut_waves, pieces
+from jobs import quarantine
+from jobs.quarantine import WAVES, cut_waves, divide_crashed, pieces
+from storage.errors import DatabaseDown, FileDamaged
 from storage.records import Piece
 from storage.states import QUARANTINE_CRASHES
+from tests.unit.jobs.conftest import MakeJob, MakeShard
 
 
 def ones(*rows: int, size: int) -> np.ndarray:
@@ -74,3 +77,58 @@ def test_a_guilty_row_is_found_in_as_many_deaths_as_halving_takes_wherever_it_is
 
         assert np.flatnonzero(open_rows).tolist() == [guilty]
         assert deaths <= 2 + math.log2(num_rows)
+
+
+class FakeSql:
+    """Two jobs with a shard each that must be divided; `answers` of the first one's split are raised."""
+
+    def __init__(self, make_job: MakeJob, make_shard: MakeShard, error: Exception) -> None:
+        self.jobs = {number: make_job(id=number) for number in (1, 2)}
+        self.crashed = [make_shard(id=10 * number, job_id=number) for number in (1, 2)]
+        self.error = error
+        self.asked: list[str] = []
+
+    def crashed_shards(self) -> list[object]:
+        return list(self.crashed)
+
+    def get_job(self, job_id: int) -> object:
+        return self.jobs[job_id]
+
+    def split_shard(self, shard_id: int, epoch: int, found: object) -> bool:
+        if shard_id == 10:
+            raise self.error
+        self.asked.append(f"split {shard_id}")
+        return True
+
+    def fail_job(self, job_id: int, epoch: None, why: str) -> None:
+        self.asked.append(f"fail {job_id}: {why}")
+
+
+@pytest.mark.parametrize("error", [FileDamaged("plan is missing"), OSError(5, "bad disk"), AssertionError("a bug")])
+def test_a_job_that_cannot_be_divided_fails_and_the_others_go_on(
+    make_job: MakeJob, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    sql = FakeSql(make_job, make_shard, error)
+    monkeypatch.setattr(quarantine, "_suspected", lambda repository, job, shard: [])
+
+    assert divide_crashed(sql) == 1  # type: ignore[arg-type]
+
+    failed, divided = sql.asked
+    assert failed.startswith("fail 1: shard ")
+    assert str(error) in failed
+    assert divided == "split 20"
+
+
+def test_an_answer_of_sql_that_does_not_come_fails_no_job(
+    make_job: MakeJob, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unanswered(*_: object) -> list[Piece]:
+        raise DatabaseDown("no answer")
+
+    sql = FakeSql(make_job, make_shard, AssertionError())
+    monkeypatch.setattr(quarantine, "_suspected", unanswered)
+
+    with pytest.raises(DatabaseDown):
+        divide_crashed(sql)  # type: ignore[arg-type]
+
+    assert sql.asked == []

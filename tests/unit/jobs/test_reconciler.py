@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,6 +67,9 @@ class FakeSql:
     def renew_job(self, job_id: int, epoch: int, lease_seconds: float) -> None:
         self.asked.append("renew")
 
+    def release_job(self, job_id: int, epoch: int) -> None:
+        self.asked.append(f"release {job_id} {epoch}")
+
     def complete_job(self, job_id: int, epoch: int, sha256: str, cause: str | None) -> SimpleNamespace:
         self.asked.append(f"complete {job_id} {epoch} {sha256} {cause}")
         return SimpleNamespace(state="completed")
@@ -125,7 +129,7 @@ def test_a_job_that_another_process_publishes_is_left_alone(published: list[obje
     assert sql.asked == ["expire"]
 
 
-@pytest.mark.parametrize("error", [FileDamaged("shard 3 is damaged"), AssertionError("bug")])
+@pytest.mark.parametrize("error", [FileDamaged("shard 3 is damaged"), AssertionError("bug"), KeyError("parts")])
 def test_a_job_that_cannot_be_published_fails_with_the_reason(published: list[object], error: Exception) -> None:
     sql, dispatcher = FakeSql(), FakeDispatcher()
     published.append(error)
@@ -163,8 +167,30 @@ def test_a_job_of_which_files_are_damaged_too_often_fails_with_the_reason(
     assert sql.asked == ["expire", "fail 7 3 its output could not be published: found damaged 3 times before"]
 
 
-def test_a_disk_that_fails_is_tried_again_and_ends_the_job_only_after_several_tries(published: list[object]) -> None:
-    published.append(OSError(5, "bad disk"))
+def test_a_reconciler_that_is_stopped_leaves_a_job_to_the_next_in_the_middle_of_publishing(
+    published: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sql, stop = FakeSql(), threading.Event()
+
+    def publish(repository: object, job: object, epoch: int, *, beat: Callable[[], None]) -> None:
+        beat()
+        stop.set()
+        beat()
+        published.append("went on")
+
+    monkeypatch.setattr(module, "publish_job", publish)
+
+    reconciler(sql, FakeDispatcher()).run(stop)
+
+    assert published == []
+    assert sql.asked == ["expire", "release 7 3"]
+
+
+@pytest.mark.parametrize("error", [OSError(5, "bad disk"), MemoryError()])
+def test_a_machine_that_fails_is_tried_again_and_ends_the_job_only_after_several_tries(
+    published: list[object], error: Exception
+) -> None:
+    published.append(error)
     limit = Settings().max_shard_attempts
     early, late = FakeSql(epoch=limit), FakeSql(epoch=limit + 1)
 

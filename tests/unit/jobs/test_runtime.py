@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from jobs import runtime as module
 from jobs.gate import Gate
 from jobs.restarts import EXIT_ENGINE_DEAD
 from jobs.runtime import Runtime, Watchdog
@@ -103,9 +104,26 @@ def test_an_event_loop_that_hangs_ends_the_process_unless_it_waits_for_the_broke
 
     bench.broker_answers = True
     bench.watchdog.look()
+    assert bench.exits == []
+    bench.look_after(61)
 
     assert bench.exits == [EXIT_ENGINE_DEAD]
     assert bench.runtime.tools.stopping.is_set()
+
+
+def test_an_event_loop_that_waited_for_the_broker_has_time_to_find_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    bench.runtime.tick()
+    monkeypatch.setattr(Runtime, "loop_age", 600.0)
+
+    for answers in (False, True, False, True):
+        bench.broker_answers = answers
+        bench.look_after(40)
+
+    assert bench.exits == []
+    monkeypatch.setattr(Runtime, "loop_age", 0.5)
+    bench.look_after(300)
+    assert bench.exits == []
 
 
 def test_an_orderly_stop_that_takes_too_long_ends_by_force() -> None:
@@ -119,6 +137,26 @@ def test_an_orderly_stop_that_takes_too_long_ends_by_force() -> None:
 
     assert bench.exits == [1]
     assert bench.said == ["draining"]
+
+
+def test_a_watchdog_that_fails_in_one_look_looks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench, looks = Bench(), [ZeroDivisionError("ours")]
+
+    def last_step_age() -> float:
+        if looks:
+            raise looks.pop()
+        return 101.0
+
+    exited = threading.Event()
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(bench.engine, "last_step_age", last_step_age)
+    monkeypatch.setattr(bench.watchdog, "_exit_now", lambda code: exited.set())
+    bench.engine.load = 1
+
+    bench.watchdog.start()
+
+    assert exited.wait(10)
+    bench.watchdog.end()
 
 
 def test_a_worker_leaves_when_it_was_idle_long_enough_and_nobody_waits() -> None:

@@ -14,6 +14,7 @@ from jobs.outcome import Ending, ShardFailed
 from jobs.publishing import publish_job
 from storage import layout
 from storage.errors import DatabaseDown
+from storage.parquet.writer import SegmentWriter
 from storage.records import ShardId
 from storage.states import ShardState
 from tests.unit.jobs.bench import ROWS, Bench, wait_for_rows
@@ -97,6 +98,27 @@ def test_an_attempt_that_lost_its_lease_is_fenced_and_its_epoch_leaves_no_shard_
     assert bench.shard.state is ShardState.READY
 
 
+def test_a_fenced_attempt_keeps_the_segment_that_sql_has_although_the_answer_was_lost(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = bench.tools.repository
+    seal, out = repository.seal_segment, Path(bench.job.output_uri)
+
+    def lost(*arguments: object) -> None:
+        seal(*arguments)  # type: ignore[arg-type]
+        repository.release_shard(bench.shard.id, 1, reason="its lease ran out meanwhile", preempted=True)
+        bench.tools.leases.beat()
+        raise DatabaseDown("the answer was lost")
+
+    monkeypatch.setattr(repository, "seal_segment", lost)
+
+    assert bench.run().ending is Ending.FENCED
+
+    [segment] = repository.segments(bench.shard.id)
+    assert (out / segment.key).exists()
+    assert [path.name for path in (out / layout.SEGMENTS).iterdir()] == [Path(segment.key).name]
+
+
 def test_a_claim_whose_answer_was_lost_is_still_ours(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     repository, lost = bench.tools.repository, [True]
     claim = repository.claim_shard
@@ -127,6 +149,38 @@ def test_a_failure_is_recorded_before_it_is_told(bench: Bench, monkeypatch: pyte
     assert (bench.shard.failures, bench.shard.crashes) == (1, 0)
     assert bench.shard.error is not None
     assert "the disk is broken" in bench.shard.error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ValueError("no such value"), AssertionError("a bug of ours")])
+def test_rows_that_cannot_be_sealed_whatever_the_reason_fail_the_attempt_and_no_more(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(SegmentWriter, "seal", broken)
+
+    with pytest.raises(ShardFailed, match=type(error).__name__):
+        bench.run()
+
+    assert bench.shard.state is ShardState.READY
+    assert (bench.shard.failures, bench.shard.crashes) == (1, 0)
+
+
+def test_a_stop_while_sql_is_down_is_nobodys_failure(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attempt cannot wait for SQL any longer; it is back just in time to take the shard back."""
+
+    def down(*_: object) -> None:
+        bench.tools.stopping.set()
+        raise DatabaseDown("no answer")
+
+    monkeypatch.setattr(bench.tools.repository, "seal_segment", down)
+
+    with pytest.raises(ShardFailed, match="DatabaseDown"):
+        bench.run()
+
+    assert bench.shard.state is ShardState.READY
+    assert (bench.shard.failures, bench.shard.crashes, bench.shard.preemptions) == (0, 0, 1)
 
 
 def test_an_engine_that_dies_fails_the_attempt_and_keeps_the_rows_that_were_done(bench: Bench) -> None:

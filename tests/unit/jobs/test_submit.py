@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from jobs.withdrawal import give_back, withdraw
+from jobs.submit import Submitted
+from jobs.withdrawal import give_back, withdraw, withdraw_unserved
 from storage import layout
 from storage.errors import InputInvalid, JobConflict, OutputConflict
 from storage.parquet.plan import verify_plan
@@ -166,6 +167,29 @@ def test_a_job_that_failed_before_its_first_row_gives_way_to_the_same_command(de
     assert desk.files() == [layout.PLAN, layout.OWNER]
 
 
+@pytest.mark.parametrize("move", ["retire_job", "create_job"])
+def test_two_submits_at_once_after_a_job_that_failed_are_one_job(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, move: str
+) -> None:
+    """The second one is done from beginning to end while the first is about to move."""
+    desk.repository.fail_job(desk.submit().job.id, None, "the model cannot be served")
+    real, faster = getattr(desk.repository, move), list[Submitted]()
+
+    def overtaken(*arguments: object) -> object:
+        monkeypatch.setattr(desk.repository, move, real)
+        faster.append(desk.submit())
+        return real(*arguments)
+
+    monkeypatch.setattr(desk.repository, move, overtaken)
+
+    late = desk.submit()
+
+    assert (faster[0].how, late.how, late.job.id) == ("new", "resumed", faster[0].job.id)
+    assert late.job.plan is not None
+    verify_plan(desk.out / late.job.plan.path, late.job.plan.sha256)
+    assert desk.files() == [layout.PLAN, layout.OWNER]
+
+
 def test_a_withdrawn_job_leaves_nothing_but_its_line_in_the_history(desk: Desk) -> None:
     job = desk.submit().job
 
@@ -174,6 +198,29 @@ def test_a_withdrawn_job_leaves_nothing_but_its_line_in_the_history(desk: Desk) 
     assert not desk.out.exists()
     assert desk.repository.get_job(job.id).error == "the model cannot be served"
     assert desk.repository.find_job(output_uri=str(desk.out)) is None
+
+
+@pytest.mark.parametrize("state", ["starting", "ready", "draining"])
+def test_jobs_of_a_model_that_one_machine_cannot_serve_go_on_while_another_may(desk: Desk, state: str) -> None:
+    job = desk.submit().job
+    desk.repository.register_worker(
+        WorkerRecord(
+            id="w",
+            boot_id="b",
+            model_key=job.model.key,
+            model_source="m",
+            device="cpu",
+            state=state,
+            heartbeat_age=0,
+        )
+    )
+
+    assert withdraw_unserved(desk.repository, job.model.key, "no such model here", 30) is None
+    assert desk.repository.get_job(job.id).state == JobState.QUEUED
+    desk.repository.beat_worker("w", "b", "gone")
+
+    assert withdraw_unserved(desk.repository, job.model.key, "no such model here", 30) == 1
+    assert desk.repository.get_job(job.id).error == "no such model here"
 
 
 def test_a_withdrawal_that_was_cut_short_is_completed_by_whoever_waited_and_only_once(desk: Desk) -> None:

@@ -12,11 +12,11 @@ def test_a_shard_reads_back_as_it_was_planned(tmp_path):
     job = make_job(tmp_path, [4, 0, 3, 1, 2], shard_rows=2)
 
     for idx, rows in enumerate(job.shards):
-        assert read_shard(tmp_path / layout.PLAN, idx).to_pylist() == [
+        assert read_shard(tmp_path / layout.plan(1), idx).to_pylist() == [
             {"error_code": None, "error_message": None, **plan_row(index)} for index in rows
         ]
-    assert shard_rows(tmp_path / layout.PLAN) == [2, 2, 1]
-    assert passed_schema(tmp_path / layout.PLAN) == PASSED
+    assert shard_rows(tmp_path / layout.plan(1)) == [2, 2, 1]
+    assert passed_schema(tmp_path / layout.plan(1)) == PASSED
 
 
 def test_a_shard_may_come_in_many_batches_with_a_sort_key_that_is_left_out(tmp_path):
@@ -47,22 +47,22 @@ def test_a_shard_that_the_plan_lacks_is_refused(tmp_path):
     make_job(tmp_path, range(4), shard_rows=2)
 
     with pytest.raises(FileDamaged, match="holds 2 shards and so no shard 2"):
-        read_shard(tmp_path / layout.PLAN, 2)
+        read_shard(tmp_path / layout.plan(1), 2)
 
 
 def test_rows_of_a_part_of_a_shard_are_read_by_their_place_in_the_plan(tmp_path):
     job = make_job(tmp_path, range(7), shard_rows=3)
 
-    found = read_rows(tmp_path / layout.PLAN, 1, 4, 6)
+    found = read_rows(tmp_path / layout.plan(1), 1, 4, 6)
 
     assert found["row_index"].to_pylist() == list(job.shards[1][1:3])
     with pytest.raises(FileDamaged, match="shard 1 has the rows 3 to 6, not 4 to 7"):
-        read_rows(tmp_path / layout.PLAN, 1, 4, 7)
+        read_rows(tmp_path / layout.plan(1), 1, 4, 7)
 
 
 def test_a_changed_plan_is_noticed(tmp_path):
     job = make_job(tmp_path, range(4), shard_rows=2)
-    path = tmp_path / layout.PLAN
+    path = tmp_path / layout.plan(1)
     verify_plan(path, job.plan_sha256)
 
     path.write_bytes(path.read_bytes() + b"\0")
@@ -76,7 +76,7 @@ def test_a_changed_plan_is_noticed(tmp_path):
 
 def test_a_damaged_page_of_the_plan_names_the_shard(tmp_path):
     make_job(tmp_path, range(400), shard_rows=200)
-    path = tmp_path / layout.PLAN
+    path = tmp_path / layout.plan(1)
     content = bytearray(path.read_bytes())
     content[40:60] = bytes(20)
     path.write_bytes(content)
