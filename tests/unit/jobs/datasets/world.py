@@ -1,4 +1,4 @@
-"""One data set whose runs are settled, and what its webhook was told."""
+"""One data set whose runs are settled."""
 
 from __future__ import annotations
 
@@ -19,16 +19,10 @@ CHECKS = "tests.unit.jobs.datasets.checks"
 
 
 class World:
-    """One data set, and what its webhook was told."""
+    """One data set."""
 
     def __init__(self, dataset: Path) -> None:
         self.dataset = dataset
-        self.told: list[tuple[str, dict[str, Any]]] = []
-        self.hook_works = True
-
-    def send(self, terms: DatasetTerms, event: str, body: dict[str, Any], **_: Any) -> bool:
-        self.told.append((event, body))
-        return self.hook_works
 
     def publish(self, label: str = MONDAY, run: str = "1", rows: int = 6, **columns: Any) -> tuple[Night, Job]:
         night = publish_night(self.dataset, label, run, rows, columns)
