@@ -135,6 +135,7 @@ def _wait_for_a_tick(harness: Harness, number: int, cursor: str | None = None) -
     """Until a schedule that is made now, and looked at after all others, has fired."""
     canary = declare(harness, f"z-{number}", cron="*/20 * * * *", catch_up="none", cursor=cursor)
     wait_for(lambda: bool(runs_of(harness, canary)), "a tick has looked at all schedules")
+    harness.repository.remove_schedule(canary.name)
 
 
 def test_46_days_on_which_clocks_jump_a_leap_day_and_a_move_have_one_run_each(nights: Harness) -> None:
@@ -171,7 +172,7 @@ NEW_YORK_DAYS = {"2027-03-14": "07:30", "2027-11-07": "07:30", "2028-02-29": "07
 
 
 def test_46_a_year_of_nights_with_its_leap_day_clock_changes_and_a_move_has_each_date_once(nights: Harness) -> None:
-    """Under a clock that is made up, two looks a day; in June the schedule moves from Berlin to New York."""
+    """Under a clock that is made up, one look a day; in June the schedule moves from Berlin to New York."""
     now = [datetime(2028, 1, 1, 12, tzinfo=UTC).timestamp()]
     schedule = declare(nights, cron="30 2 * * *", zone="Europe/Berlin", input_wait="1h")
     nights.repository.change_schedule(schedule, schedule.declared, "2028-01-01T12:00:00")
@@ -182,9 +183,9 @@ def test_46_a_year_of_nights_with_its_leap_day_clock_changes_and_a_move_has_each
         prepare=lambda declared, slot, settings: NotYet("nobody writes inputs here", absent=True),
     )
 
-    for look in range(366 * 2):
-        now[0] += DAY / 2
-        if look == 330:
+    for look in range(366):
+        now[0] += DAY
+        if look == 165:
             seen = nights.repository.get_schedule(schedule.name)
             nights.repository.change_schedule(seen, replace(seen.declared, zone="America/New_York"))
         ticker.tick()
