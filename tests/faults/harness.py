@@ -237,8 +237,8 @@ class Harness:
     def shards(self, job_id: JobId) -> list[Shard]:
         return self.repository.shards(job_id)
 
-    def wait_for_rows(self, job_id: JobId, rows: int) -> None:
-        wait_for(lambda: self.job(job_id).rows_done >= rows, f"{rows} rows of job {job_id}")
+    def wait_for_rows(self, job_id: JobId, rows: int, seconds: float = PATIENCE) -> None:
+        wait_for(lambda: self.job(job_id).rows_done >= rows, f"{rows} rows of job {job_id}", seconds)
 
 
 def prompts(num: int) -> list[str]:

@@ -145,7 +145,7 @@ def sleep(real: Real, worker: WorkerProcess) -> None:
 def test_tokens_are_those_of_an_undisturbed_run(real: Real, fault: Callable[[Real, WorkerProcess], None]) -> None:
     worker = real.worker("w0")
     disturbed = real.submit("disturbed")
-    real.harness.wait_for_rows(disturbed, 1)
+    real.harness.wait_for_rows(disturbed, 1, seconds=240)  # it loads a real model first
 
     fault(real, worker)
     real.harness.wait_for_end(disturbed, seconds=240)
@@ -164,7 +164,7 @@ def test_tokens_are_those_of_an_undisturbed_run(real: Real, fault: Callable[[Rea
 def test_41_what_a_cancelled_job_has_is_what_an_undisturbed_run_has(real: Real) -> None:
     real.worker("w0")
     cancelled = real.submit("cancelled")
-    real.harness.wait_for_rows(cancelled, 4)
+    real.harness.wait_for_rows(cancelled, 4, seconds=240)
 
     real.harness.repository.request_cancel(cancelled, at_once=True)
     ended = real.harness.wait_for_end(cancelled, seconds=240)

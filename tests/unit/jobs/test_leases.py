@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -121,6 +122,25 @@ def test_while_sql_is_down_no_lease_is_lost_but_silence_grows_from_the_last_good
 
     assert not lease.lost
     assert leases.silent_for == 61
+
+
+def test_a_lease_counts_from_when_its_heartbeat_was_sent_however_late_the_answer_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sql, clock = FakeSql(held={A}), Clock()
+    leases = keeper(sql, clock)
+    leases.hold(A, 1)
+    answer = sql.heartbeat
+
+    def slowly(*arguments: Any) -> Beat:
+        clock.now += 7
+        return answer(*arguments)
+
+    monkeypatch.setattr(sql, "heartbeat", slowly)
+
+    leases.beat()
+
+    assert leases.silent_for == 7
 
 
 def test_a_name_that_another_process_has_is_noticed_and_an_outage_is_not_taken_for_it() -> None:

@@ -1,14 +1,15 @@
-"""What becomes of an attempt whose job is paused or cancelled."""
+"""What becomes of an attempt whose job is paused or cancelled, or whose shard another has."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
 from jobs.outcome import Ending
-from storage.records import JobId
+from storage.records import JobId, ShardId
 from storage.repository import Repository
 from storage.states import ShardState
 from tests.unit.jobs.bench import ROWS, Bench, beating, wait_for_rows
@@ -63,3 +64,25 @@ def test_a_patient_cancel_finishes_what_the_engine_has_begun_and_begins_nothing(
     assert bench.shard.state is ShardState.CANCELLED
     assert bench.sealed() == len(begun) + 1 < ROWS  # and the row that submit refused
     assert len(begun) - asked_at[0] <= 1  # one may have been on its way
+
+
+def test_an_attempt_that_hears_that_its_shard_is_another_s_ends_at_once(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.take_engine(rows_per_second=40)
+    bench.tools = replace(bench.tools, settings=bench.tools.settings.model_copy(update={"segment_rows": 1000}))
+    repository, owed, owe = bench.tools.repository, list[int](), bench.tools.gate.owe
+
+    def lose(shard_id: ShardId, sequences: int) -> None:
+        if len(owed) == 1:
+            repository.release_shard(shard_id, 1, reason="its lease ran out", preempted=True)
+        owed.append(sequences)
+        owe(shard_id, sequences)
+
+    monkeypatch.setattr(bench.tools.gate, "owe", lose)
+
+    with beating(bench):
+        outcome = bench.run()
+
+    assert outcome.ending is Ending.FENCED
+    assert owed[-1] > 0  # the engine was at work, and nothing had to be sealed
