@@ -2,6 +2,7 @@
 
 FAKE_ENGINE_TRACE   the file; a line is `<shard>.<epoch>.<row> <sample>`
 FAKE_ENGINE_EATS    megabytes of memory that each result costs, for ever
+REAL_ENGINE_PACE    seconds that each step of the real engine takes longer, so that a fault finds it at work
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import json
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 from engine.feed import Feed
 from engine.request import Completion, Request, SamplingParams
+from engine.step import Sampled, Step
 from jobs.engines import ServingEngine, real_engine
 from jobs.settings import Settings
 from tests.fakes import SPACE, FakeEngine, fake_engine, fake_ids
@@ -72,6 +75,13 @@ def traced_real_engine(model_dir: Path, settings: Settings) -> ServingEngine:
     """NIGHTMILL_ENGINE_FACTORY=tests.faults.engine:traced_real_engine; the list is FAKE_ENGINE_TRACE as well."""
     engine = real_engine(model_dir, settings)
     feed, trace = engine.feed, Path(os.environ["FAKE_ENGINE_TRACE"])
+    run, pace = engine._runner.run, float(os.environ.get("REAL_ENGINE_PACE", "0"))  # type: ignore[attr-defined]
+
+    def paced(step: Step) -> list[Sampled]:
+        time.sleep(pace)
+        return run(step)  # type: ignore[no-any-return]
+
+    engine._runner.run = paced  # type: ignore[attr-defined]
     engine.feed = lambda requests: TracedFeed(feed(requests), trace)  # type: ignore[method-assign, assignment, arg-type, return-value]
     return engine
 

@@ -33,6 +33,7 @@ REAL = {
     "NIGHTMILL_STRICT": "true",
     "NIGHTMILL_CACHE_BYTES": str(64 << 20),
     "NIGHTMILL_THREADS": "1",
+    "REAL_ENGINE_PACE": "0.06",
 }
 WORDS = ("night", "mill", "row", "shard", "seal", "lease")
 
@@ -84,7 +85,7 @@ def real(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Real]:
     with Harness.create(tmp_path, max_sequences=4) as harness:
         if request.param == "tiny":
             make_tiny_model(harness.model)
-            yield Real(harness, max_tokens=32)
+            yield Real(harness, max_tokens=16)
         else:
             harness.model = ROOT / ".cache" / "models" / request.param
             yield Real(harness, max_tokens=12)
