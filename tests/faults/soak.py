@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import redis
 
@@ -35,6 +39,7 @@ class Soak:
     rows_per_second: int
     dice: random.Random = field(init=False)
     workers: dict[str, WorkerProcess] = field(default_factory=dict)
+    reconciler: WorkerProcess | None = None
     asleep: list[WorkerProcess] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
 
@@ -44,9 +49,12 @@ class Soak:
     def run(self, seconds: float, pause: float) -> None:
         """Raises AssertionError with the seed when something does not come back."""
         until = time.monotonic() + seconds
+        of_workers = (self.kill, self.kill, self.sleep, self.stop, self.arm)
+        faults = (*of_workers, self.flush, self.restart, self.lock, self.rot, self.kill_reconciler)
+        self.harness.stop_reconciler()  # the harness's own is a thread, which cannot be killed
         self.tend()
         while time.monotonic() < until and self.harness.job(self.job_id).state not in JOB_FINAL:
-            fault = self.dice.choice((self.kill, self.kill, self.sleep, self.stop, self.flush, self.restart, self.arm))
+            fault = self.dice.choice(faults)
             self.faults.append(fault.__name__)
             fault()
             next_at = time.monotonic() + self.dice.uniform(0.5, 1.5) * pause
@@ -62,6 +70,8 @@ class Soak:
             worker = self.workers.get(name)
             if worker is None or worker.process.poll() is not None:
                 self.workers[name] = self.harness.start_worker(name, **speed(self.rows_per_second))
+        if self.reconciler is None or self.reconciler.process.poll() is not None:
+            self.reconciler = self.harness.start_reconciler_process("r")
 
     def wake(self) -> None:
         while self.asleep:
@@ -98,6 +108,30 @@ class Soak:
         self.harness.broker.stop()
         self.harness.broker = PrivateBroker(self.harness.settings.home)
         self.harness.broker.start()
+
+    def lock(self) -> None:
+        """Nobody can write to SQL, now and then for longer than a lease."""
+        until = time.monotonic() + self.dice.uniform(0.2, 1.4) * self.harness.settings.lease_seconds
+        with closing(sqlite3.connect(self.harness.folder / "harness.db", isolation_level=None, timeout=60)) as sql:
+            sql.execute("BEGIN IMMEDIATE")
+            wait_for(lambda: time.monotonic() >= until, "SQL is locked for a while")
+            sql.execute("ROLLBACK")
+
+    def rot(self) -> None:
+        """One file of a finished shard is cut or lost, well before the job is published."""
+        job = self.harness.job(self.job_id)
+        keys = sorted(shard.out_key for shard in self.harness.shards(self.job_id) if shard.out_key)
+        if not keys or job.rows_done > 0.8 * job.rows_total:
+            return
+        path = Path(job.output_uri) / self.dice.choice(keys)
+        if self.dice.random() < 0.5:
+            path.unlink(missing_ok=True)
+        elif path.exists():
+            os.truncate(path, path.stat().st_size // 2)
+
+    def kill_reconciler(self) -> None:
+        assert self.reconciler is not None
+        self.reconciler.kill()
 
     def _some_worker(self) -> WorkerProcess:
         return self.workers[self.dice.choice(sorted(self.workers))]

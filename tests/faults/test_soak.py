@@ -16,8 +16,9 @@ pytestmark = pytest.mark.integration
 
 def soak(folder: Path, *, seed: int, seconds: float, shards: int, workers: int, rows: int, pause: float) -> Soak:
     print(f"seed {seed}")
-    # it costs the job more workers than any job may cost
-    with Harness.create(folder, max_shard_attempts=1000, max_job_crashes=10_000, worker_slots=4) as harness:
+    # it costs the job more workers and files than any job may cost
+    most = {"max_shard_attempts": 1000, "max_job_crashes": 10_000, "max_shard_reopenings": 100}
+    with Harness.create(folder, **most, worker_slots=4) as harness:
         job = harness.submit(prompts(shards * 4), shard_rows=4)
         run = Soak(harness, job.id, seed, workers, rows)
 
