@@ -68,7 +68,7 @@ def divide_crashed(repository: Repository) -> int:
             continue  # it has moved since
         except DatabaseDown:
             raise
-        except Exception as error:
+        except Exception as error:  # a file or a mistake of ours in one job: the others are still divided
             log.exception("shard_not_divided job=%d shard=%d", job.id, shard.id)
             why = f"shard {shard.idx}, of which workers died, cannot be divided: {error or repr(error)}"
             repository.fail_job(job.id, None, why)

@@ -14,9 +14,10 @@ import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from engine.feed import Feed
+from engine.loop import Engine
 from engine.request import Completion, Request, SamplingParams
 from engine.step import Sampled, Step
 from jobs.engines import ServingEngine, real_engine
@@ -73,15 +74,15 @@ class TracedFeed:
 
 def traced_real_engine(model_dir: Path, settings: Settings) -> ServingEngine:
     """NIGHTMILL_ENGINE_FACTORY=tests.faults.engine:traced_real_engine; the list is FAKE_ENGINE_TRACE as well."""
-    engine = real_engine(model_dir, settings)
+    engine = cast(Engine, real_engine(model_dir, settings))
     feed, trace = engine.feed, Path(os.environ["FAKE_ENGINE_TRACE"])
-    run, pace = engine._runner.run, float(os.environ.get("REAL_ENGINE_PACE", "0"))  # type: ignore[attr-defined]
+    run, pace = engine._runner.run, float(os.environ.get("REAL_ENGINE_PACE", "0"))
 
     def paced(step: Step) -> list[Sampled]:
         time.sleep(pace)
-        return run(step)  # type: ignore[no-any-return]
+        return run(step)
 
-    engine._runner.run = paced  # type: ignore[attr-defined]
+    engine._runner.run = paced  # type: ignore[method-assign]
     engine.feed = lambda requests: TracedFeed(feed(requests), trace)  # type: ignore[method-assign, assignment, arg-type, return-value]
     return engine
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from jobs.schedules.tick import Ticker
 from jobs.submission import submission_of
 from storage.states import RunState
 from tests.unit.jobs.schedules.office import Office
@@ -15,19 +17,24 @@ WEDNESDAY = "2026-11-25"
 RUNNING = RunState.RUNNING
 
 
+def overtake(ticker: Ticker, meanwhile: Callable[[], object]) -> None:
+    """`meanwhile` happens once, while the ticker reads its input."""
+    real = ticker._prepare
+
+    def overtaken(*arguments: Any) -> Any:
+        ticker._prepare = real
+        meanwhile()
+        return real(*arguments)
+
+    ticker._prepare = overtaken
+
+
 def test_two_ticks_that_decide_at_the_same_time_make_one_run(office: Office) -> None:
     office.write("in/a.parquet", "one")
     office.add()
     office.at(f"{WEDNESDAY}T00:00:10")
     other = office.ticker()
-    real = other._prepare
-
-    def overtaken(*arguments: object) -> object:
-        other._prepare = real
-        office.tick()  # while the first one still reads its input
-        return real(*arguments)  # type: ignore[arg-type]
-
-    other._prepare = overtaken  # type: ignore[assignment]
+    overtake(other, office.tick)
 
     other.tick()
 
@@ -65,15 +72,13 @@ def test_a_tick_that_read_its_input_while_the_schedule_was_changed_starts_nothin
     office.add()
     office.at(f"{WEDNESDAY}T00:00:10")
     stale = office.ticker()
-    real = stale._prepare
 
-    def overtaken(*arguments: object) -> object:
+    def change() -> None:
         seen = office.repository.get_schedule("nightly")
         job = {**seen.declared.job, "options": {"max_tokens": 9}}
         office.repository.change_schedule(seen, replace(seen.declared, job=job))
-        return real(*arguments)  # type: ignore[arg-type]
 
-    stale._prepare = overtaken  # type: ignore[assignment]
+    overtake(stale, change)
 
     stale.tick()
     assert office.states() == {}
