@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-RECONCILE_SECONDS = 0.5  # the database is a local file and the user waits
 PROBE_SECONDS = 0.3  # longer than another process holds the lock only to look
 
 
@@ -182,7 +181,7 @@ class EmbeddedOwner:
         from jobs.control import serving_control
 
         with serving_control(self.addresses.broker_url, self._settings.redis_prefix, reconciler.wake):
-            reconciler.run(self._stopping, every=min(RECONCILE_SECONDS, self._settings.reconcile_seconds))
+            reconciler.run(self._stopping, on_change=True)
 
 
 @contextmanager

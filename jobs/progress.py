@@ -5,6 +5,7 @@ The database is asked; nothing else is: a job is followed from any machine that 
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from jobs import report
 from jobs.exits import TimedOut
+from storage.changes import Changes
 from storage.records import Job, JobId, RunStats
 from storage.states import JOB_FINAL, JobState
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 
 SPEED_SECONDS = 30.0  # the window of the shown speed: a pause of the worker must be seen
+QUIET_POLLS = 10  # after which the job is read although nobody has written: its speed has fallen
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +37,6 @@ class Moment:
     job: Job
     stats: RunStats
     tokens_per_second: float | None
-
-    @property
-    def is_final(self) -> bool:
-        return self.job.state in JOB_FINAL
 
     def as_line(self) -> dict[str, object]:
         """One JSON line of `nightmill watch`."""
@@ -52,24 +51,45 @@ class Moment:
         }
 
 
-def moments(repository: Repository, job_id: JobId, *, poll_seconds: float, timeout: float | None) -> Iterator[Moment]:
-    """The job again and again until it has ended. Raises NoSuchJob, TimedOut."""
+def moments(
+    repository: Repository,
+    job_id: JobId,
+    *,
+    poll_seconds: float,
+    timeout: float | None,
+    check: Callable[[], None] | None = None,
+) -> Iterator[Moment]:
+    """The job again and again until it has ended, whenever it may have changed; `check` every `poll_seconds`.
+
+    Raises NoSuchJob, TimedOut, and what `check` raises.
+    """
     started = time.monotonic()
+    deadline = math.inf if timeout is None else started + timeout
     seen: deque[tuple[float, int]] = deque()
-    while True:
-        job, stats = repository.get_job(job_id), repository.job_stats(job_id)
-        now = time.monotonic()
-        elapsed = now - started
-        seen.append((now, stats.completion_tokens))
-        while now - seen[0][0] > SPEED_SECONDS:
-            seen.popleft()
-        yield Moment(job, stats, _overall_speed(job, stats) if job.state in JOB_FINAL else _recent_speed(seen))
-        if job.state in JOB_FINAL:
+    with Changes(repository.file) as changes:
+        changes.seen()
+        while True:
+            job, stats = repository.get_job(job_id), repository.job_stats(job_id)
+            now = time.monotonic()
+            seen.append((now, stats.completion_tokens))
+            while now - seen[0][0] > SPEED_SECONDS:
+                seen.popleft()
+            yield Moment(job, stats, _overall_speed(job, stats) if job.state in JOB_FINAL else _recent_speed(seen))
+            if job.state in JOB_FINAL:
+                return
+            if now >= deadline:
+                again = f"follow it with: nightmill watch {job_id}"
+                raise TimedOut(f"job {job_id} is {job.state.value} after {timeout:g} s; it goes on; {again}")
+            _rest(changes, poll_seconds, deadline, check)
+
+
+def _rest(changes: Changes, poll_seconds: float, deadline: float, check: Callable[[], None] | None) -> None:
+    for _ in range(QUIET_POLLS):
+        if check is not None:
+            check()
+        time.sleep(max(0.0, min(poll_seconds, deadline - time.monotonic())))
+        if changes.seen() or time.monotonic() >= deadline:
             return
-        if timeout is not None and elapsed >= timeout:
-            again = f"follow it with: nightmill watch {job_id}"
-            raise TimedOut(f"job {job_id} is {job.state.value} after {timeout:g} s; it goes on; {again}")
-        time.sleep(poll_seconds if timeout is None else max(0.0, min(poll_seconds, timeout - elapsed)))
 
 
 def _recent_speed(seen: Sequence[tuple[float, int]]) -> float | None:
@@ -93,13 +113,11 @@ def follow(
     tell: Callable[[Moment], None] | None = None,
     check: Callable[[], None] | None = None,
 ) -> Job:
-    """Show the job until it has ended, and return it. `tell` replaces the display; `check` is called at every look and
-    may raise (the owner of embedded mode has died). Raises NoSuchJob, TimedOut."""
+    """Show the job until it has ended, and return it. `tell` replaces the display; `check` is called every
+    `poll_seconds` and may raise (the owner of embedded mode has died). Raises NoSuchJob, TimedOut."""
     with _display() if tell is None else nullcontext(_OnChange(tell)) as show:
-        for moment in moments(repository, job_id, poll_seconds=poll_seconds, timeout=timeout):
+        for moment in moments(repository, job_id, poll_seconds=poll_seconds, timeout=timeout, check=check):
             show(moment)
-            if check is not None and not moment.is_final:
-                check()
     return moment.job
 
 

@@ -34,6 +34,7 @@ from jobs.settings import Settings
 from jobs.tasks import publish_hint, queue_length
 from jobs.withdrawal import give_back
 from storage import failpoints
+from storage.changes import Changes
 from storage.errors import DatabaseDown, Fenced, FileDamaged, StorageError
 from storage.output import forget_drafts, sweep, work_folders
 from storage.parquet.damage import FilesDamaged
@@ -44,8 +45,11 @@ from storage.states import JOB_FINAL
 log = logging.getLogger(__name__)
 
 MANY_JOBS = 1000  # that ended of late
-HURRY_SECONDS = 0.5  # until the loop sees that there is something new
-LONGEST_PAUSE = 30.0  # seconds between tries while SQL or broker are down
+QUIET_SECONDS = 5.0  # after which a lease may have run out, or a deadline, although nobody wrote
+HURRY_SECONDS = 0.5  # from one tick to the next when there is something new
+LOOK_SECONDS = 0.1  # until that is noticed
+SHORTEST_PAUSE = 1.0  # seconds between tries while SQL or broker are down
+LONGEST_PAUSE = 30.0
 
 
 def make_dispatcher(settings: Settings, repository: Repository, broker_url: str) -> Dispatcher:
@@ -127,13 +131,18 @@ class Reconciler:
             return ()
         return self._repository.expire_leases(self._settings.max_job_crashes)
 
-    def run(self, stop: threading.Event, *, every: float | None = None) -> None:
-        """Tick every `every` seconds until `stop`; an outage only makes the pauses longer."""
-        pause = self._settings.reconcile_seconds if every is None else every
+    def run(self, stop: threading.Event, *, on_change: bool = False) -> None:
+        """Tick every `reconcile_seconds` until `stop`; an outage only makes the pauses longer.
+
+        With `on_change` also when somebody has written to SQLite, and at least every `QUIET_SECONDS`.
+        """
+        pause = self._settings.reconcile_seconds
+        if on_change:
+            pause = min(pause, QUIET_SECONDS)
         self._stopping = stop
         patiently = Retrying(
             retry=retry_if_exception_type((DatabaseDown, BrokerDown)),
-            wait=wait_exponential(multiplier=pause, max=max(LONGEST_PAUSE, pause)),
+            wait=wait_exponential(multiplier=min(pause, SHORTEST_PAUSE), max=max(LONGEST_PAUSE, pause)),
             stop=stop_when_event_set(stop),
             sleep=sleep_using_event(stop),
             before_sleep=_log_outage,
@@ -141,18 +150,23 @@ class Reconciler:
         )
         try:
             patiently(self.sweep_published)
-            while not stop.is_set():
-                patiently(self.tick)
-                self._rest(stop, pause)
+            with Changes(self._repository.file if on_change else None) as changes:
+                while not stop.is_set():
+                    changes.seen()  # what is written from here on is for the next tick
+                    patiently(self.tick)
+                    self._rest(stop, pause, changes.seen if on_change else lambda: False)
         finally:
             self._abandoned.stop()
             self._schedules.stop()
 
-    def _rest(self, stop: threading.Event, pause: float) -> None:
-        deadline = self._monotonic() + pause
-        while (left := deadline - self._monotonic()) > 0 and not self._hurry.is_set():
-            if stop.wait(min(left, HURRY_SECONDS)):
+    def _rest(self, stop: threading.Event, pause: float, is_new: Callable[[], bool]) -> None:
+        """Until the pause is over or there is something new; half a second at least after what others wrote."""
+        now = self._monotonic()
+        heeds_others, deadline = now + min(pause, HURRY_SECONDS), now + pause
+        while now < deadline and not self._hurry.is_set() and not (now >= heeds_others and is_new()):
+            if stop.wait(min(deadline - now, LOOK_SECONDS)):
                 return
+            now = self._monotonic()
         self._hurry.clear()
 
     def wake(self) -> None:

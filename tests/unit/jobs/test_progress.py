@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -18,10 +21,13 @@ MakeJob = Callable[..., Job]
 class ScriptedRepository:
     """Answers with one job after the other; the last one stays."""
 
-    def __init__(self, *jobs: Job) -> None:
+    def __init__(self, *jobs: Job, file: Path | None = None) -> None:
         self.jobs = list(jobs)
+        self.file = file
+        self.reads = 0
 
     def get_job(self, job_id: JobId) -> Job:
+        self.reads += 1
         return self.jobs.pop(0) if len(self.jobs) > 1 else self.jobs[0]
 
     def job_stats(self, job_id: JobId) -> RunStats:
@@ -69,6 +75,29 @@ def test_the_check_ends_the_wait_when_nobody_runs_the_job(make_job: MakeJob) -> 
 
     with pytest.raises(OwnerMissing):
         follow(ScriptedRepository(make_job()), check=check)
+
+
+def test_a_job_in_a_file_is_read_when_somebody_wrote_to_it_and_else_now_and_then(
+    make_job: MakeJob, tmp_path: Path
+) -> None:
+    polls = 0
+    with closing(sqlite3.connect(tmp_path / "nightmill.db")) as writer:
+        writer.execute("CREATE TABLE notes (n INTEGER)")
+        repository = ScriptedRepository(
+            make_job(), make_job(), make_job(), make_job(state=JobState.COMPLETED), file=tmp_path / "nightmill.db"
+        )
+
+        def check() -> None:
+            nonlocal polls
+            polls += 1
+            if polls == 3:
+                writer.execute("INSERT INTO notes VALUES (1)")
+                writer.commit()
+
+        follow(repository, check=check)
+
+    assert repository.reads == 4
+    assert polls == 3 + 2 * progress.QUIET_POLLS
 
 
 def test_plain_lines_go_to_stderr(make_job: MakeJob, capsys: pytest.CaptureFixture[str]) -> None:

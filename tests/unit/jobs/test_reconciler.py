@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +29,7 @@ class FakeSql:
     jobs: list[SimpleNamespace] = field(default_factory=list)
     owner: SimpleNamespace | None = None  # of the output directory
     fences_failures: bool = False
+    file: Path | None = None  # of the database
 
     def list_jobs(self, limit: int) -> list[SimpleNamespace]:
         return list(self.jobs)
@@ -278,20 +278,3 @@ def test_after_an_outage_of_the_database_leases_get_time_to_be_renewed(published
         asked.append(len(sql.asked))
 
     assert asked == [0, 0, 1]
-
-
-@pytest.mark.usefixtures("published")
-def test_the_loop_goes_on_at_once_when_work_beside_it_has_ended() -> None:
-    sql, dispatcher, stop = FakeSql(free=False), FakeDispatcher(), threading.Event()
-    made = Reconciler(Settings(reconcile_seconds=1000.0), sql, dispatcher)  # type: ignore[arg-type]
-    thread = threading.Thread(target=made.run, args=(stop,))
-    thread.start()
-
-    for fills in (1, 2):
-        deadline = time.monotonic() + 30.0
-        while dispatcher.fills < fills and time.monotonic() < deadline:
-            stop.wait(0.01)
-        assert dispatcher.fills == fills
-        made._hurry.set()
-    stop.set()
-    thread.join()
