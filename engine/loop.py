@@ -154,11 +154,7 @@ class Engine:
     def _loop(self) -> None:
         try:
             while not self._stopping:
-                self._serve_feeds()
-                self._end_overdue()
-                if self.load:
-                    self.step()
-                else:
+                if not self.turn():
                     self._wake.wait(_IDLE_SECONDS)
                 self._wake.clear()
                 self._last_sign = time.monotonic()
@@ -166,6 +162,16 @@ class Engine:
         except BaseException as error:
             log.exception("engine_died")
             self._die(error)
+
+    def turn(self) -> bool:
+        """Take in what the feeds have, then one step; False if there was nothing to run. For an engine that was not
+        started, whoever made it may call this instead of the loop."""
+        self._serve_feeds()
+        self._end_overdue()
+        if self.load == 0:
+            return False
+        self.step()
+        return True
 
     def step(self) -> None:
         """Schedule, run, update."""
