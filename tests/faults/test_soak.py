@@ -40,7 +40,7 @@ def test_52_twenty_seconds_of_random_faults(tmp_path: Path) -> None:
 def test_52_ten_minutes_of_random_faults(tmp_path: Path) -> None:
     seed = random.SystemRandom().randrange(2**32)
 
-    run = soak(tmp_path, seed=seed, seconds=600, shards=1000, workers=4, rows=4, pause=4.0)
+    run = soak(tmp_path, seed=seed, seconds=600, shards=1000, workers=4, rows=2, pause=4.0)
 
     assert len(run.faults) > 60
 
