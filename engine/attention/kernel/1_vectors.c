@@ -4,6 +4,7 @@
 #include <float.h>
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 #ifdef __FMA__
 #include <immintrin.h>
 #endif

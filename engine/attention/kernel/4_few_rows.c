@@ -1,8 +1,9 @@
 /* Tiles of few rows, mostly single decodes: a row's dimensions are the lanes of vectors. What counts here is how fast keys
  * and values come from memory. The sums have another order than in tiles of many rows. */
-enum { FEW_ROWS = 8, HALF = 8 };
+enum { FEW_ROWS = 8, HALF = 8, AHEAD = 16 }; /* AHEAD: rows of memory that are on their way; tried 8 to 64 */
 
 typedef float half __attribute__((vector_size(32)));
+typedef float loose_quad __attribute__((vector_size(16), aligned(4), may_alias));
 typedef float loose_half __attribute__((vector_size(32), aligned(4), may_alias));
 
 static inline half load_half(const float *p) { return *(const loose_half *)p; }
@@ -16,81 +17,133 @@ static inline half mul_add_half(half a, half b, half c) {
 #endif
 }
 
-static inline float sum_half(half x) {
-    const union { half whole; quad part[2]; } both = {x};
-    const quad q = both.part[0] + both.part[1];
-    return (q[0] + q[2]) + (q[1] + q[3]);
+/* Sums of four vectors. */
+static inline quad sum_each(vec a, vec b, vec c, vec d) {
+#ifdef __AVX512F__
+    const __m512 p = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+    const __m512 q = _mm512_add_ps(_mm512_unpacklo_ps((__m512)c, (__m512)d), _mm512_unpackhi_ps((__m512)c, (__m512)d));
+    const __m512d low = _mm512_unpacklo_pd((__m512d)p, (__m512d)q), high = _mm512_unpackhi_pd((__m512d)p, (__m512d)q);
+    const vec all = (vec)_mm512_add_ps((__m512)low, (__m512)high);
+    const union { vec whole; quad part[4]; } lanes = {all};
+    return (lanes.part[0] + lanes.part[1]) + (lanes.part[2] + lanes.part[3]);
+#else
+    return (quad){sum(a), sum(b), sum(c), sum(d)};
+#endif
+}
+
+/* A row's last numbers where they fill half a vector. */
+static inline vec load_rest(const float *p) {
+    vec x = {0};
+    for (int j = 0; j < HALF; j++) x[j] = p[j];
+    return x;
+}
+
+/* The memory that will be needed some way ahead, row by row: a pass's keys, its values, the next pass's keys. Asked for
+ * at the pace at which the rows before are worked on, so that there are always some on their way and never too many. */
+typedef struct {
+    const float *rows[3 * PASS];
+    int count; /* of keys and of values, in whole units */
+    int total;
+} Stream;
+
+static inline int whole_units(int count) { return (count + UNIT - 1) / UNIT * UNIT; }
+
+static void open_stream(Stream *stream, const float *const *keys, const float *const *values, int count,
+                        const float *const *next_keys, int next_count) {
+    const int units = whole_units(count), next = whole_units(next_count);
+    memcpy(stream->rows, keys, units * sizeof *keys);
+    memcpy(stream->rows + units, values, units * sizeof *values);
+    memcpy(stream->rows + 2 * units, next_keys, next * sizeof *next_keys);
+    stream->count = units;
+    stream->total = 2 * units + next;
+}
+
+static inline const float *ahead(const Stream *stream, int i) {
+    return stream->rows[i + AHEAD < stream->total ? i + AHEAD : i];
 }
 
 /* scores[r][0..3] = query[r] . keys[0..3] */
 static inline __attribute__((always_inline)) void
-score_four(const int rows, const float *query, int64_t dim, const float *const *keys, float *scores) {
-    half a[3][4] = {0};
-    for (int64_t d = 0; d < dim; d += HALF) {
-        half q[3];
-        for (int r = 0; r < rows; r++) q[r] = load_half(query + r * dim + d);
-        for (int i = 0; i < 4; i++) {
-            const half k = load_half(keys[i] + d);
-            for (int r = 0; r < rows; r++) a[r][i] = mul_add_half(q[r], k, a[r][i]);
+score_four(const int rows, const float *query, int64_t dim, const Stream *stream, int i, int fetch, float *scores) {
+    vec a[3][4] = {0};
+    const float *keys[4], *later[4];
+    for (int k = 0; k < 4; k++) keys[k] = stream->rows[i + k], later[k] = ahead(stream, i + k);
+    int64_t d = 0;
+    for (; d + LANES <= dim; d += LANES) {
+        vec q[3];
+        for (int r = 0; r < rows; r++) q[r] = load(query + r * dim + d);
+        for (int k = 0; k < 4; k++) {
+            if (fetch) __builtin_prefetch(later[k] + d);
+            const vec key = load(keys[k] + d);
+            for (int r = 0; r < rows; r++) a[r][k] = mul_add(q[r], key, a[r][k]);
         }
     }
-    for (int r = 0; r < rows; r++)
-        for (int i = 0; i < 4; i++) scores[r * PASS + i] = sum_half(a[r][i]);
+    if (d < dim)
+        for (int k = 0; k < 4; k++) {
+            const vec key = load_rest(keys[k] + d);
+            for (int r = 0; r < rows; r++) a[r][k] = mul_add(load_rest(query + r * dim + d), key, a[r][k]);
+        }
+    for (int r = 0; r < rows; r++) *(loose_quad *)(scores + r * PASS) = sum_each(a[r][0], a[r][1], a[r][2], a[r][3]);
 }
 
-/* Asks for four rows of memory, to be there when their turn comes. */
-static inline void fetch_four(const float *const *rows, int64_t dim) {
-    for (int i = 0; i < 4; i++)
-        for (int64_t d = 0; d < dim; d += 16) __builtin_prefetch(rows[i] + d);
-}
-
-/* Meanwhile the pass's values come from memory. */
-static void score_pass(int rows, const float *query, int64_t dim, const float *const *keys, int from, int count,
-                       float *scores, const float *const *values, int64_t value_dim) {
-    for (int i = from - from % 4; i < count; i += 4) {
-        fetch_four(values + i, value_dim);
+static void score_pass(int rows, const float *query, int64_t dim, const Stream *stream, int from, float *scores) {
+    for (int i = from - from % 4; i < stream->count; i += 4) {
         int r = 0;
-        for (; r + 3 <= rows; r += 3) score_four(3, query + r * dim, dim, keys + i, scores + r * PASS + i);
-        if (rows - r == 2) score_four(2, query + r * dim, dim, keys + i, scores + r * PASS + i);
-        if (rows - r == 1) score_four(1, query + r * dim, dim, keys + i, scores + r * PASS + i);
+        for (; r + 3 <= rows; r += 3) score_four(3, query + r * dim, dim, stream, i, r == 0, scores + r * PASS + i);
+        if (rows - r == 2) score_four(2, query + r * dim, dim, stream, i, r == 0, scores + r * PASS + i);
+        if (rows - r == 1) score_four(1, query + r * dim, dim, stream, i, r == 0, scores + r * PASS + i);
     }
 }
 
-/* out[r][column .. + 8 * halves] += sum over keys [from, count) of weights[r][i] * values[i][column ..] */
+/* out[r][column .. + LANES * wide] += sum over keys [from, to) of weights[r][i] * values[i][column ..] */
 static inline __attribute__((always_inline)) void
-add_strip(const int rows, const int halves, const float *weights, const float *const *values, int64_t column, int from,
-          int count, float *out, int64_t dim) {
-    half a[3][4];
+add_strip(const int rows, const int wide, const float *weights, const Stream *stream, int64_t column, int from, int to,
+          int fetch, float *out, int64_t dim) {
+    vec a[3][4];
     for (int r = 0; r < rows; r++)
-        for (int j = 0; j < halves; j++) a[r][j] = load_half(out + r * dim + column + j * HALF);
-    for (int i = from; i < count; i++) {
-        const float *value = values[i] + column;
-        for (int j = 0; j < halves; j++) {
-            const half v = load_half(value + j * HALF);
-            for (int r = 0; r < rows; r++) a[r][j] = mul_add_half(splat_half(weights[r * PASS + i]), v, a[r][j]);
+        for (int j = 0; j < wide; j++) a[r][j] = load(out + r * dim + column + j * LANES);
+    for (int i = from; i < to; i++) {
+        const float *value = stream->rows[stream->count + i] + column, *later = ahead(stream, stream->count + i) + column;
+        for (int j = 0; j < wide; j++) {
+            if (fetch) __builtin_prefetch(later + j * LANES);
+            const vec v = load(value + j * LANES);
+            for (int r = 0; r < rows; r++) a[r][j] = mul_add(splat(weights[r * PASS + i]), v, a[r][j]);
         }
     }
     for (int r = 0; r < rows; r++)
-        for (int j = 0; j < halves; j++) store_half(out + r * dim + column + j * HALF, a[r][j]);
+        for (int j = 0; j < wide; j++) store(out + r * dim + column + j * LANES, a[r][j]);
+}
+
+static inline void add_rest(int rows, const float *weights, const Stream *stream, int64_t column, int from, int to,
+                            float *out, int64_t dim) {
+    for (int r = 0; r < rows; r++) {
+        half a = load_half(out + r * dim + column);
+        for (int i = from; i < to; i++)
+            a = mul_add_half(splat_half(weights[r * PASS + i]), load_half(stream->rows[stream->count + i] + column), a);
+        store_half(out + r * dim + column, a);
+    }
 }
 
 static inline __attribute__((always_inline)) void
-add_rows(const int rows, const float *weights, const float *const *values, int from, int count, float *out,
+add_rows(const int rows, const float *weights, const Stream *stream, int from, int to, int fetch, float *out,
          int64_t dim) {
     int64_t column = 0;
-    for (; column + 4 * HALF <= dim; column += 4 * HALF)
-        add_strip(rows, 4, weights, values, column, from, count, out, dim);
-    for (; column < dim; column += HALF) add_strip(rows, 1, weights, values, column, from, count, out, dim);
+    for (; column + 4 * LANES <= dim; column += 4 * LANES)
+        add_strip(rows, 4, weights, stream, column, from, to, fetch, out, dim);
+    for (; column + LANES <= dim; column += LANES)
+        add_strip(rows, 1, weights, stream, column, from, to, fetch, out, dim);
+    if (column < dim) add_rest(rows, weights, stream, column, from, to, out, dim);
 }
 
-/* Meanwhile the next pass's keys come from memory. */
-static void add_pass(int rows, const float *weights, const float *const *values, int from, int count, float *out,
-                     int64_t dim, const float *const *next_keys, int next_count, int64_t key_dim) {
-    int r = 0;
-    for (int i = 0; i + 4 <= next_count; i += 4) fetch_four(next_keys + i, key_dim);
-    for (; r + 3 <= rows; r += 3) add_rows(3, weights + r * PASS, values, from, count, out + r * dim, dim);
-    if (rows - r == 2) add_rows(2, weights + r * PASS, values, from, count, out + r * dim, dim);
-    if (rows - r == 1) add_rows(1, weights + r * PASS, values, from, count, out + r * dim, dim);
+static void add_pass(int rows, const float *weights, const Stream *stream, int from, int count, float *out, int64_t dim) {
+    const int part = dim <= 4 * LANES ? PASS : AHEAD; /* strip by strip, so that a value's strips are asked for together */
+    for (int i = from; i < count; i += part) {
+        const int to = count < i + part ? count : i + part;
+        int r = 0;
+        for (; r + 3 <= rows; r += 3) add_rows(3, weights + r * PASS, stream, i, to, r == 0, out + r * dim, dim);
+        if (rows - r == 2) add_rows(2, weights + r * PASS, stream, i, to, r == 0, out + r * dim, dim);
+        if (rows - r == 1) add_rows(1, weights + r * PASS, stream, i, to, r == 0, out + r * dim, dim);
+    }
 }
 
 /* Turn the scores [from, to) of one row into weights, everything else into zeros; returns their sum. The running maximum
@@ -119,6 +172,7 @@ static void attend_few(const Step *step, const Layer *layer, const Tile *tile, i
     float query[FEW_ROWS * key_dim], out[FEW_ROWS * value_dim], scores[FEW_ROWS * PASS];
     float maximum[FEW_ROWS], total[FEW_ROWS];
     const float *keys[2][PASS], *values[2][PASS];
+    Stream stream;
 
     for (int r = 0; r < num_rows; r++) {
         const Row row = find_row(step, layer, tile, kv_head, r);
@@ -132,7 +186,8 @@ static void attend_few(const Step *step, const Layer *layer, const Tile *tile, i
     int count = find_pass(step, layer, tile, kv_head, base, from, keys[now], values[now]);
     for (; base < tile->to; base += PASS, now = !now, from = 0) {
         const int next = find_pass(step, layer, tile, kv_head, base + PASS, 0, keys[!now], values[!now]);
-        score_pass(num_rows, query, key_dim, keys[now], from, count, scores, values[now], value_dim);
+        open_stream(&stream, keys[now], values[now], count, keys[!now], next);
+        score_pass(num_rows, query, key_dim, &stream, from, scores);
         for (int r = 0; r < num_rows; r++) {
             const int64_t position = step->positions[tile->first_member + r / group];
             const int64_t first = step->window ? position - step->window + 1 - base : 0, last = position + 1 - base;
@@ -147,7 +202,7 @@ static void attend_few(const Step *step, const Layer *layer, const Tile *tile, i
             if (shrink != 1.0f)
                 for (int64_t d = 0; d < value_dim; d++) out[r * value_dim + d] *= shrink;
         }
-        add_pass(num_rows, scores, values[now], from, count, out, value_dim, keys[!now], next, key_dim);
+        add_pass(num_rows, scores, &stream, from, count, out, value_dim);
         count = next;
     }
     for (int r = 0; r < num_rows; r++) {
