@@ -28,6 +28,7 @@ class EngineConfig:
     native_attention: bool = True  # the C kernel on CPU where a compiler exists
     native_sampling: bool = True  # tokens are drawn by the C kernel on CPU where a compiler exists
     shared_attention: bool = True  # the C kernel reads what decodes share once per step, not once per decode
+    narrow_last_layer: bool = True  # prompts' tokens end at its keys and values; off in strict mode
     kept_heap: bool = True  # what a step frees stays with the process for the next (glibc)
     request_timeout_seconds: float | None = None  # for which one sequence may run; None: for ever
     threads: int | None = None  # torch threads; None leaves torch's choice

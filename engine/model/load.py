@@ -19,6 +19,7 @@ from engine.grid import ANYWHERE, Grid
 from engine.model import probe
 from engine.model.elementwise import FusedGate, fuse_elementwise
 from engine.model.hooks import AttentionSeat, Entrance, connect
+from engine.model.last_layer import narrow_last_layer
 from engine.model.layers import DeclaredLayer, ObservedLayer, declared_layers, find_grid, layer_groups
 from engine.model.memory import cache_sizes
 from engine.model.mixers import connect_mixers, find_mixers, mixer_layers
@@ -174,9 +175,14 @@ def _hook(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: 
         own = [module for module in model.modules() if isinstance(module, (PackedLinear, FusedNorm, FusedGate))]
         mixers = [module for module, _ in find_mixers(model)]
         hold_row_by_row(model, logits_of_cuts, [*own, *mixers], make_linear)
-    logits = logits_of_cuts()
-    if tap is not None and head is not None:
-        logits = torch.cat([tile for _, tile in head(tap.take())], dim=1)
+
+    def logits_of_rows() -> torch.Tensor:
+        given = logits_of_cuts()
+        return given if tap is None or head is None else torch.cat([tile for _, tile in head(tap.take())], dim=1)
+
+    logits = logits_of_rows()
+    if config.narrow_last_layer and tap is not None and not config.strict:
+        narrow_last_layer(model, tap, declared[-1], logits_of_rows)
     changes = "packed weights, fused norms, gates and rotations, a tiled output layer and states carried over cuts"
     probe.check_same(model.dtype, expected_cut, logits, changes)
     return _Hooked(

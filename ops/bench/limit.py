@@ -2,7 +2,8 @@
 
 Only matrix products and attention count, everything else is free. Each takes its FLOPs over the best rate that was
 measured for its shape in a batch that the workload allows, or its bytes over the bandwidth, whichever is longer.
-A prefix that several sequences share is computed once, and its keys and values are read once per step.
+A prefix that several sequences share is computed once, and its keys and values are read once per step. In the last
+layer a prompt's tokens need no more than keys and values, but for the one that the answer follows.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class ModelShape:
     """A dense decoder: its products, its output projection, and its attention layers by window (None: no window)."""
 
     products: tuple[Product, ...]
+    queries: tuple[Product, ...]  # of one layer: what only rows need whose output is read
     head: Product
     num_heads: int
     num_kv_heads: int
@@ -71,6 +73,12 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
             Product(heads * dim, hidden, layers),
             Product(hidden, 2 * inner, layers),
             Product(inner, hidden, layers),
+        ),
+        queries=(
+            Product(hidden, heads * dim),
+            Product(heads * dim, hidden),
+            Product(hidden, 2 * inner),
+            Product(inner, hidden),
         ),
         head=Product(hidden, config["vocab_size"]),
         num_heads=heads,
@@ -197,10 +205,16 @@ def limit(shape: ModelShape, work: Work, rates: Rates) -> dict[str, float]:
     def head(rows: int, most_rows: int, passes: int) -> float:
         return longer(shape.head.flops * rows, rates.product(shape.head, most_rows), shape.head.weight_bytes * passes)
 
+    def unread(tokens: int) -> float:
+        """What their last layer would take."""
+        rates_of_queries = [rates.product(one, prompt_tokens) for one in shape.products]
+        flops = (one.flops * tokens / rate for one, rate in zip(shape.queries, rates_of_queries, strict=True))
+        return sum(flops) / 1e9
+
     seen = [(contexts(work, tree, window), layers) for window, layers in shape.windows]
     pair = shape.attention_flops
     return {
-        "prefill_products": products(prompt_tokens, prompt_tokens, 1),
+        "prefill_products": products(prompt_tokens, prompt_tokens, 1) - unread(prompt_tokens - distinct),
         "decode_products": products(decodes, most_decodes, steps),
         "head": head(distinct, distinct, 1) + head(decodes, work.num_outputs, steps),
         "prefill_attention": sum(pair * one.prefill * layers / rates.prefill for one, layers in seen) / 1e9,
