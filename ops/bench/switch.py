@@ -1,11 +1,14 @@
-"""What sharing costs where nothing is shared: the same rows by two engines, one with sharing and one without.
+"""What a switch of the engine costs or gains: the same rows by two engines, one with it and one without.
 
-    python -m ops.bench.sharing [--model smollm2-135m] [--rows 64] [--new-tokens 64] [--runs 5]
+    python -m ops.bench.switch narrow_last_layer [--model smollm2-135m] [--rows 64] [--new-tokens 64] [--runs 6]
+    python -m ops.bench.switch allow_block_sharing,use_prefix_sharing   # sharing, where nothing is shared
 
-Both are alike and take turns step by step, each first in every second step, so that what else the machine
-does meets both alike. Each run has new engines; one JSON line for each. `ratio` is the time with sharing over the time
-without, by the clock and by CPU time; `schedule_seconds` are those of scheduler and cache, [with, without]. Rows are
-HumanEval problems, each behind a token of its own.
+The two take turns step by step, each first in every second step, so that whatever else the machine does meets both
+alike: whole runs differ by more than most switches do. Each run loads both anew, in turn the one and the other first:
+where in memory weights come to lie makes a hundredth. One JSON line for each run. `ratio` is the time with the switch
+over the time without, by the clock and by CPU time; `schedule_seconds` are those of scheduler and cache, [with,
+without]. The last line has medians over the runs. Rows are HumanEval problems, each behind a token of its own,
+so that they share nothing.
 """
 
 from __future__ import annotations
@@ -72,12 +75,12 @@ class Side:
 
 
 def one_run(
-    loaded: tuple[LoadedModel, LoadedModel], config: EngineConfig, prompts: list[tuple[int, ...]], new: int
+    path: Path, configs: dict[bool, EngineConfig], prompts: list[tuple[int, ...]], new: int, first: bool
 ) -> dict[str, Any]:
-    """Raises RuntimeError when the two do not give the same tokens."""
-    without = replace(config, allow_block_sharing=False, use_prefix_sharing=False)
-    sides = [Side(loaded[0], config, prompts, new), Side(loaded[1], without, prompts, new)]
-    on, off = sides
+    """`first` is loaded first. Raises RuntimeError when the two do not give the same tokens."""
+    made = {side: Side(load_model(path, configs[side]), configs[side], prompts, new) for side in (first, not first)}
+    on, off = made[True], made[False]
+    sides = [on, off]
     goes_on, steps = True, 0
     while goes_on:
         turns = [side.turn() for side in sides]  # both, even when one has nothing left to do
@@ -86,7 +89,7 @@ def one_run(
         steps += 1
     tokens = on.tokens()
     if tokens != off.tokens() or len(tokens) != len(prompts):
-        raise RuntimeError("tokens differ with sharing and without")
+        raise RuntimeError("tokens differ with the switch and without")
     return {
         "steps": steps - 1,
         "seconds": [round(on.seconds, 3), round(off.seconds, 3)],
@@ -98,30 +101,30 @@ def one_run(
 
 def measure(options: argparse.Namespace) -> None:
     keep_freed_memory()
-    config = EngineConfig(threads=options.threads, cache_bytes=CACHE_BYTES)
+    base = EngineConfig(threads=options.threads, cache_bytes=CACHE_BYTES)
+    configs = {side: replace(base, **dict.fromkeys(options.switches.split(","), side)) for side in (True, False)}
     path: Path = model_dir(options.model)
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     prompts = [
         (FIRST_TOKEN + row, *tokenizer.encode(problem.prompt).ids)
         for row, problem in enumerate(problems()[: options.rows])
     ]
-    loaded = (load_model(path, config), load_model(path, config))
-    one_run(loaded, config, prompts[:8], 4)  # warm
-    ratios = []
-    for number in range(1, options.runs + 1):
-        found = one_run(loaded if number % 2 else loaded[::-1], config, prompts, options.new_tokens)
-        ratios.append((found["ratio"], found["cpu_ratio"]))
-        print(json.dumps({"model": options.model, "rows": len(prompts), "run": number} | found), flush=True)
-    medians = [statistics.median(values) for values in zip(*ratios, strict=True)]
-    print(json.dumps({"model": options.model, "median_ratio": medians[0], "median_cpu_ratio": medians[1]}), flush=True)
+    one_run(path, configs, prompts[:8], 4, True)  # warm
+    runs = []
+    for number in range(options.runs):
+        runs.append(one_run(path, configs, prompts, options.new_tokens, number % 2 == 0))
+        print(json.dumps({"model": options.model, "rows": len(prompts), "run": number + 1} | runs[-1]), flush=True)
+    medians = {name: round(statistics.median(run[name] for run in runs), 4) for name in ("ratio", "cpu_ratio")}
+    print(json.dumps({"model": options.model, "rows": len(prompts), "median": medians}), flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What sharing costs where nothing is shared.")
+    parser = argparse.ArgumentParser(description="What a switch of the engine costs or gains.")
+    parser.add_argument("switches", help="names of EngineConfig that are on or off, with commas")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=6)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     # In a thread of its own, as the loop is: this one has a pool of OpenMP threads already if anything computed in it.
     with ThreadPoolExecutor(max_workers=1) as thread:
