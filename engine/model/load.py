@@ -158,12 +158,7 @@ def _hook(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: 
     connect_mixers(model, seat)
     tap, head = _take_head(model, ids, seat, expected, make_linear)
     probe.check_every_layer(declared, handler.observed, states.observed)
-    if config.fused_elementwise and packable:
-        fuse_elementwise(model)
-    if make_linear is not plain_linear:
-        pack_linears(model, make_linear)
-    if config.fused_norms and packable:
-        fuse_norms(model)
+    _replace_parts(model, make_linear, config, packable)
     observed = dict(handler.observed)
     seat.states = probe.cut_states(states.observed, device)
 
@@ -195,6 +190,15 @@ def _hook(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: 
         head=head,
         vocab_size=expected.shape[1],
     )
+
+
+def _replace_parts(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: bool) -> None:
+    if config.fused_elementwise and packable:
+        fuse_elementwise(model)
+    if make_linear is not plain_linear:
+        pack_linears(model, make_linear)
+    if config.fused_norms and packable:
+        fuse_norms(model)
 
 
 def _read(source: str | Path, dtype: str, device: torch.device) -> Any:
