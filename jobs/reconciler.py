@@ -46,8 +46,8 @@ log = logging.getLogger(__name__)
 
 MANY_JOBS = 1000  # that ended of late
 QUIET_SECONDS = 5.0  # after which a lease may have run out, or a deadline, although nobody wrote
-HURRY_SECONDS = 0.5  # from one tick to the next when there is something new
-LOOK_SECONDS = 0.1  # until that is noticed
+LOOK_SECONDS = 0.1  # until the loop sees that there is something new
+REST_SHARE = 5  # times what a tick took, it rests after it, however much others write
 SHORTEST_PAUSE = 1.0  # seconds between tries while SQL or broker are down
 LONGEST_PAUSE = 30.0
 
@@ -153,16 +153,18 @@ class Reconciler:
             with Changes(self._repository.file if on_change else None) as changes:
                 while not stop.is_set():
                     changes.seen()  # what is written from here on is for the next tick
+                    began = self._monotonic()
                     patiently(self.tick)
-                    self._rest(stop, pause, changes.seen if on_change else lambda: False)
+                    least = min(pause, REST_SHARE * (self._monotonic() - began))
+                    self._rest(stop, least, pause, changes.seen if on_change else lambda: False)
         finally:
             self._abandoned.stop()
             self._schedules.stop()
 
-    def _rest(self, stop: threading.Event, pause: float, is_new: Callable[[], bool]) -> None:
-        """Until the pause is over or there is something new; half a second at least after what others wrote."""
+    def _rest(self, stop: threading.Event, least: float, pause: float, is_new: Callable[[], bool]) -> None:
+        """Until the pause is over or there is something new: what others wrote, though, after the `least` seconds."""
         now = self._monotonic()
-        heeds_others, deadline = now + min(pause, HURRY_SECONDS), now + pause
+        heeds_others, deadline = now + least, now + pause
         while now < deadline and not self._hurry.is_set() and not (now >= heeds_others and is_new()):
             if stop.wait(min(deadline - now, LOOK_SECONDS)):
                 return

@@ -65,7 +65,6 @@ def test_it_goes_on_when_somebody_wrote_to_the_database(
     tmp_path: Path, write: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "QUIET_SECONDS", 1000.0)
-    monkeypatch.setattr(module, "HURRY_SECONDS", 0.05)
     made, dispatcher = loop(tmp_path / "nightmill.db")
 
     with running(made, on_change=True):
@@ -80,7 +79,7 @@ def test_it_goes_on_when_somebody_wrote_to_the_database(
 def test_what_is_written_all_the_time_is_looked_at_now_and_then(
     tmp_path: Path, write: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "HURRY_SECONDS", 1000.0)
+    monkeypatch.setattr(module, "REST_SHARE", 1e9)
     made, dispatcher = loop(tmp_path / "nightmill.db")
 
     with running(made, on_change=True):
