@@ -78,13 +78,16 @@ class Reconciler:
         repository: Repository,
         dispatcher: Dispatcher,
         *,
+        grace_seconds: float = 0.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        """For the first `grace_seconds` no lease is taken for over: an outage of SQL may just have ended, which this
+        process, started in it, knows nothing of, and workers that live renew their leases in that time."""
         self._settings = settings
         self._repository = repository
         self._dispatcher = dispatcher
         self._monotonic = monotonic
-        self._expires_from = monotonic()
+        self._expires_from = monotonic() + grace_seconds
         self._owner = f"reconciler-{uuid.uuid4().hex[:8]}@{socket.gethostname()}"
         self._stopping = threading.Event()  # what runs long ends early
         self._hurry = threading.Event()  # set by work beside the loop: the next tick need not wait
@@ -245,7 +248,8 @@ def run_reconciler(settings: Settings) -> int:
     try:
         repository.check_schema()
         log.info("reconciler started pid=%d", os.getpid())
-        reconciler = Reconciler(settings, repository, make_dispatcher(settings, repository, addresses.broker_url))
+        dispatcher = make_dispatcher(settings, repository, addresses.broker_url)
+        reconciler = Reconciler(settings, repository, dispatcher, grace_seconds=2 * settings.heartbeat_seconds)
         with serving_control(addresses.broker_url, settings.redis_prefix, reconciler.wake):
             reconciler.run(stop)
     finally:

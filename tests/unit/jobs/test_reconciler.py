@@ -278,3 +278,22 @@ def test_after_an_outage_of_the_database_leases_get_time_to_be_renewed(published
         asked.append(len(sql.asked))
 
     assert asked == [0, 0, 1]
+
+
+def test_a_reconciler_that_is_started_gives_leases_time_to_be_renewed(published: list[object]) -> None:
+    sql, clock = FakeSql(free=False), [100.0]
+    ours = Reconciler(
+        Settings(),
+        sql,  # type: ignore[arg-type]
+        FakeDispatcher(),  # type: ignore[arg-type]
+        grace_seconds=20.0,
+        monotonic=lambda: clock[0],
+    )
+    asked = []
+
+    for now in (100.0, 119.0, 121.0):
+        clock[0] = now
+        ours.tick()
+        asked.append(len(sql.asked))
+
+    assert asked == [0, 0, 1]
