@@ -123,6 +123,12 @@ class Checkpoints:
                 self._plans[user].discard(checkpoint)
         self._remove_useless(checkpoint)
 
+    def strike_kept(self, seq: SequenceBlocks) -> None:
+        """What is kept for this sequence alone, or its place among the siblings of a fork."""
+        if seq.kept is not None:
+            self.strike(seq, seq.kept)
+            seq.kept = None
+
     def forget_plan(self, plan: Hashable) -> None:
         """Nobody else of this plan will come."""
         for checkpoint in self._plans.pop(plan, ()):

@@ -10,10 +10,13 @@ import pytest
 from engine.cache.groups import LayerGroup
 from engine.cache.manager import KVCache, SequenceBlocks
 from engine.cache.tables import Rank
+from engine.errors import RequestRefused
 from engine.request import Junction
 from engine.step import Sampled, Step
 from tests.unit.engine.fake_runner import FakeRunner, reference
 from tests.unit.engine.harness import FULL, LINEAR, Harness, request, total
+from tests.unit.engine.planned import LAYOUTS, tree_bound
+from tests.unit.engine.planned import planned as plan_requests
 from tests.unit.engine.world import planned
 
 
@@ -128,3 +131,40 @@ def test_a_row_whose_plan_came_true_was_limited_by_nothing() -> None:
     counters = done["1", 0].counters
     assert counters.planned_tokens == counters.cached_tokens == 8, "blocks alone reach further, but no state"
     assert counters.limited_by == ()
+
+
+def trunk_with_tails() -> list[tuple[int, ...]]:
+    """Two branches of one trunk; neither ends with a block."""
+    trunk, branches = range(100, 141), (range(200, 207), range(300, 307))
+    return [(*trunk, *branch, number, 1) for branch in branches for number in range(4)]
+
+
+@pytest.mark.parametrize("groups", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_where_a_row_was_to_stop_for_others_that_is_refused_the_next_one_does(groups: tuple[LayerGroup, ...]) -> None:
+    prompts = trunk_with_tails()
+    harness = Harness(groups, max_model_len=60, max_sequences=3, max_batch_tokens=24)
+    first, *others = plan_requests(prompts)
+    too_long = replace(first, sampling=replace(first.sampling, max_tokens=50))
+
+    with pytest.raises(RequestRefused):
+        harness.scheduler.submit(too_long)
+    harness.run(*others)
+
+    assert total(harness).computed_tokens == tree_bound(prompts[1:])
+    assert not harness.cache._checkpoints._plans[None]
+
+
+@pytest.mark.parametrize("groups", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_where_a_row_was_to_stop_for_others_that_is_cancelled_while_it_waits_the_next_one_does(
+    groups: tuple[LayerGroup, ...],
+) -> None:
+    prompts = trunk_with_tails()
+    harness = Harness(groups, max_sequences=3, max_batch_tokens=24)
+    first, *others = plan_requests(prompts)
+    (cancelled,) = harness.scheduler.submit(first)
+
+    harness.scheduler.abort(cancelled)
+    harness.run(*others)
+
+    assert total(harness).computed_tokens == tree_bound(prompts[1:])
+    assert not harness.cache._checkpoints._plans[None]
