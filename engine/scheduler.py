@@ -49,8 +49,8 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._eos_token_ids = eos_token_ids
         self._limits = RequestLimits(cache=cache, max_model_len=max_model_len, vocab_size=vocab_size)
-        self._admission = Admission(cache)
         self._forks = Forks()
+        self._admission = Admission(cache, self._forks)
         self._next_id = 0
         self._sequences: dict[int, Sequence] = {}  # waiting, held, running and followers
         self._waiting: list[int] = []  # a heap: ids grow in order of submission; may name sequences that have ended

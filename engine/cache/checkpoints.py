@@ -172,8 +172,9 @@ class Checkpoints:
         length = checkpoint.length
         places = [manager.own_at(length) for manager in self._groups.managers]
         counts = [int(place is not None) for place in places]
+        highest = Rank.PLANNED if checkpoint.rank is Rank.OWN else Rank.LOOSE  # that goes for this one
         while not self._has_room(counts):
-            if not self.reclaim(Rank.LOOSE):
+            if not self.reclaim(highest):
                 checkpoint.lost = NO_ROOM
                 return
         tables = tuple(GroupTable() for _ in places)

@@ -133,6 +133,21 @@ def test_a_row_whose_plan_came_true_was_limited_by_nothing() -> None:
     assert counters.limited_by == ()
 
 
+@pytest.mark.parametrize("num_slots", [3, 4, 5, 6, 8, 10])
+@pytest.mark.parametrize("num_samples", [4, 16])
+def test_samples_fork_however_few_slots_there_are(num_slots: int, num_samples: int) -> None:
+    branches = [[*range(100, 141), *[200 + branch] * 9] for branch in range(4)]
+    prompts = [(*branch, number, *range(20)) for branch in branches for number in range(4)]
+    harness = Harness(LINEAR, num_blocks=[400, 1 + num_slots], max_sequences=max(8, num_samples), max_batch_tokens=64)
+
+    harness.run(*plan_requests(prompts, 12, num_samples=num_samples))
+
+    assert total(harness).forked_tokens == 0
+    assert {item.token_ids for item in harness.completions} == {
+        reference(prompt, 12, sample_index=sample) for prompt in prompts for sample in range(num_samples)
+    }
+
+
 def trunk_with_tails() -> list[tuple[int, ...]]:
     """Two branches of one trunk; neither ends with a block."""
     trunk, branches = range(100, 141), (range(200, 207), range(300, 307))
