@@ -256,13 +256,9 @@ class KVCache:
         """The sequence has ended: nothing is kept for it. If it never started, others make what it was to make."""
         self._checkpoints.strike_kept(seq)
         if not seq.has_started and self.shares_prefixes:
-            planned = self._checkpoints.at(self._tree.walk(tokens, seq.planned), tokens, seq.planned)
-            if planned is not None and seq.uses(planned):
-                self._checkpoints.strike(seq, planned)
-            if seq.junctions:
-                self._extend_path(seq, tokens, seq.junctions[-1].length)
-                self._checkpoints.expect(seq, tokens)
-                self.release(seq)
+            self._extend_path(seq, tokens, max((seq.planned, *(junction.length for junction in seq.junctions))))
+            self._checkpoints.excuse(seq, tokens)
+            self.release(seq)
         seq.has_started = True
 
     def skip(self, request: Request, plan: Hashable) -> None:

@@ -183,3 +183,42 @@ def test_where_a_row_was_to_stop_for_others_that_is_cancelled_while_it_waits_the
 
     assert total(harness).computed_tokens == tree_bound(prompts[1:])
     assert not harness.cache._checkpoints._plans[None]
+
+
+@pytest.mark.parametrize("groups", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_nobody_waits_for_rows_that_were_refused_or_cancelled_before_they_were_expected(
+    groups: tuple[LayerGroup, ...],
+) -> None:
+    prompts = trunk_with_tails()
+    harness = Harness(groups, max_model_len=60, max_sequences=3, max_batch_tokens=24)
+    rows = plan_requests(prompts)
+    for row in rows[:-2]:
+        harness.scheduler.submit(row)
+
+    with pytest.raises(RequestRefused):
+        harness.scheduler.submit(replace(rows[-2], sampling=replace(rows[-2].sampling, max_tokens=50)))
+    (cancelled,) = harness.scheduler.submit(rows[-1])
+    harness.scheduler.abort(cancelled)
+    harness.run()
+
+    assert total(harness).computed_tokens == tree_bound(prompts[:-2])
+    assert not harness.cache._checkpoints._plans[None]
+    assert not list(harness.cache._checkpoints._ready)
+
+
+@pytest.mark.parametrize("groups", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_a_row_that_another_plan_will_never_run_takes_nothing_from_this_one(groups: tuple[LayerGroup, ...]) -> None:
+    prompts = trunk_with_tails()[:2]
+    harness = Harness(groups, max_model_len=60, max_sequences=1, max_batch_tokens=24)
+    first, second = plan_requests(prompts, 8)
+    refused = replace(second, request_id="3", sampling=replace(second.sampling, max_tokens=50))
+    for row, plan in ((first, "one"), (second, "one"), (replace(first, request_id="2"), "two")):
+        harness.scheduler.submit(row, plan=plan)
+
+    with pytest.raises(RequestRefused):
+        harness.scheduler.submit(refused, plan="two")
+    harness.run()
+
+    assert [item.token_ids for item in harness.completions] == [reference(prompts[i], 8) for i in (0, 1, 0)]
+    assert harness.cache._checkpoints._plans == {"one": set(), "two": set()}
+    assert not list(harness.cache._checkpoints._ready)
