@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from engine.cache.manager import KVCache
 from engine.cache.tables import Hit, Rank
+from engine.forks import Forks
 from engine.sequence import Sequence
 
 _MEMORY = 0.95  # how slowly the expected share of max_tokens follows what finished sequences used
@@ -15,8 +16,9 @@ _BACKOFF = 0.1  # and how much it rises when a preemption shows that it was too 
 class Admission:
     """The owner of what is expected of output lengths."""
 
-    def __init__(self, cache: KVCache) -> None:
+    def __init__(self, cache: KVCache, forks: Forks) -> None:
         self._cache = cache
+        self._forks = forks
         self._output_ratio = 1.0  # expected output length / max_tokens
 
     def learn(self, seq: Sequence) -> None:
@@ -38,7 +40,7 @@ class Admission:
         if len(running) >= self._cache.most_sequences():
             return False
         needs = self._cache.blocks_needed(hit, seq.expected_tokens, len(seq.tokens) - hit.length)
-        to_keep = _lengths_to_keep(seq, running)
+        to_keep = self._lengths_to_keep(seq, running)
         for index, (manager, need) in enumerate(zip(self._cache.managers, needs, strict=True)):
             room = manager.pool.num_free - need - sum(manager.own_at(length) is not None for length in to_keep)
             for other in running:
@@ -48,8 +50,9 @@ class Admission:
                 return False
         return True
 
-
-def _lengths_to_keep(seq: Sequence, running: Collection[Sequence]) -> list[int]:
-    """Where planned checkpoints are still to be made: each will take a partial block, or a slot, of its own."""
-    own = [] if seq.blocks.has_started else [junction.length for junction in seq.blocks.junctions]
-    return own + [stop.length for other in running for stop in other.blocks.stops if stop.rank is Rank.PLANNED]
+    def _lengths_to_keep(self, seq: Sequence, running: Collection[Sequence]) -> list[int]:
+        """Where planned checkpoints and starts of forks are still to be made: each will take a partial block, or a
+        slot, of its own."""
+        own = [] if seq.blocks.has_started else [junction.length for junction in seq.blocks.junctions]
+        planned = [stop.length for other in running for stop in other.blocks.stops if stop.rank is Rank.PLANNED]
+        return own + planned + [other.prompt_len for other in (seq, *running) if self._forks.of(other)]

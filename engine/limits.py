@@ -8,6 +8,8 @@ from engine.cache.manager import KVCache
 from engine.errors import RequestRefused
 from engine.request import Request
 
+TOO_LONG = "context_length"  # the error code of a request that is sound but for its length
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RequestLimits:
@@ -34,9 +36,9 @@ class RequestLimits:
         length = len(request.prompt) + sampling.max_tokens
         wanted = f"request {request.request_id!r} needs {len(request.prompt)} prompt + {sampling.max_tokens} new tokens"
         if length > self.max_model_len:
-            raise RequestRefused("context_length", f"{wanted}; the model takes {self.max_model_len}")
+            raise RequestRefused(TOO_LONG, f"{wanted}; the model takes {self.max_model_len}")
         if not self.cache.could_fit(length - 1):  # the last token is never run
-            raise RequestRefused("context_length", f"{wanted}; the KV cache is too small for it, even when empty")
+            raise RequestRefused(TOO_LONG, f"{wanted}; the KV cache is too small for it, even when empty")
 
 
 def _problem_of_plan(request: Request) -> str | None:

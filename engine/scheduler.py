@@ -19,9 +19,9 @@ from engine.admission import Admission
 from engine.cache.manager import KVCache
 from engine.cache.prefix import PrefixNode
 from engine.cache.tables import Checkpoint, Rank
-from engine.errors import EngineError
+from engine.errors import EngineError, RequestRefused
 from engine.forks import Forks
-from engine.limits import RequestLimits
+from engine.limits import TOO_LONG, RequestLimits
 from engine.request import Request
 from engine.sequence import End, Finished, Sequence
 from engine.stats import Tally
@@ -49,8 +49,8 @@ class Scheduler:
         self._max_sequences = max_sequences
         self._eos_token_ids = eos_token_ids
         self._limits = RequestLimits(cache=cache, max_model_len=max_model_len, vocab_size=vocab_size)
-        self._admission = Admission(cache)
         self._forks = Forks()
+        self._admission = Admission(cache, self._forks)
         self._next_id = 0
         self._sequences: dict[int, Sequence] = {}  # waiting, held, running and followers
         self._waiting: list[int] = []  # a heap: ids grow in order of submission; may name sequences that have ended
@@ -76,7 +76,12 @@ class Scheduler:
         `plan` names the requests that its junctions speak of; the cache's `end_plan` must follow its last one.
         """
         self.tally.num_requests += 1
-        self._limits.check(request)
+        try:
+            self._limits.check(request)
+        except RequestRefused as refusal:
+            if refusal.code == TOO_LONG:
+                self.cache.skip(request, plan)
+            raise
         stop_ids = frozenset(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
             stop_ids |= self._eos_token_ids
@@ -205,8 +210,6 @@ class Scheduler:
 
     def _unhold(self) -> None:
         """Back to the queue with those whose prefix is there now, or whose representative has gone."""
-        if not self._held:
-            return
         ready = [sequence_id for sequence_id, node in self._held.items() if node.owner is None]
         for sequence_id in ready:
             del self._held[sequence_id]

@@ -71,14 +71,27 @@ class Checkpoints:
     def expect(self, seq: SequenceBlocks, tokens: Sequence[int]) -> None:
         """Others of its plan will start at the junctions of the sequence's prompt."""
         for junction in seq.junctions:
-            checkpoint = self._enter(seq, tokens, junction.length)
-            if checkpoint.is_ready:
-                self._ready.remove(checkpoint)
-            checkpoint.rank = Rank.PLANNED
-            if checkpoint.is_ready:
-                self._ready.add(checkpoint)
-            checkpoint.users[seq.plan] += junction.num_users
-            self._plans.setdefault(seq.plan, set()).add(checkpoint)
+            self._count(seq, tokens, junction.length, junction.num_users)
+
+    def excuse(self, seq: SequenceBlocks, tokens: Sequence[int]) -> None:
+        """It will never start: one user less where it was to, expected yet or not, and others make what it was to."""
+        if seq.planned:
+            self._count(seq, tokens, seq.planned, -1)
+        self.expect(seq, tokens)
+
+    def _count(self, seq: SequenceBlocks, tokens: Sequence[int], length: int, num_users: int) -> None:
+        checkpoint = self._enter(seq, tokens, length)
+        self._ready.move(checkpoint, Rank.PLANNED)
+        checkpoint.users[seq.plan] += num_users
+        self._plans.setdefault(seq.plan, set()).add(checkpoint)
+        self._forget_if_none(checkpoint, seq.plan)
+
+    def _forget_if_none(self, checkpoint: Checkpoint, plan: Hashable) -> None:
+        if not checkpoint.users[plan]:
+            del checkpoint.users[plan]
+            if plan in self._plans:
+                self._plans[plan].discard(checkpoint)
+        self._remove_useless(checkpoint)
 
     def suspect(self, seq: SequenceBlocks, tokens: Sequence[int], length: int) -> None:
         """Prompts seem to part here, as one was found that shares this much."""
@@ -101,7 +114,8 @@ class Checkpoints:
         """The sequence will make all that is missing on its way from `start` on."""
         for depth in range(len(seq.path), start // self._groups.tree.unit - 1, -1):
             for checkpoint in self._at_node(seq.path, depth, tokens, len(tokens)):
-                if checkpoint.length > start and not checkpoint.is_ready and checkpoint.owner is None:
+                is_wanted = checkpoint.num_users > 0 or checkpoint.rank is Rank.LOOSE
+                if is_wanted and checkpoint.length > start and not checkpoint.is_ready and checkpoint.owner is None:
                     checkpoint.owner = seq
                     seq.stops.append(checkpoint)  # deepest first
 
@@ -117,11 +131,13 @@ class Checkpoints:
         """One user less: this sequence has started, there or elsewhere, or never will."""
         user = None if checkpoint is seq.kept else seq.plan
         checkpoint.users[user] -= 1
-        if not checkpoint.users[user]:
-            del checkpoint.users[user]
-            if checkpoint is not seq.kept and user in self._plans:
-                self._plans[user].discard(checkpoint)
-        self._remove_useless(checkpoint)
+        self._forget_if_none(checkpoint, user)
+
+    def strike_kept(self, seq: SequenceBlocks) -> None:
+        """What is kept for this sequence alone, or its place among the siblings of a fork."""
+        if seq.kept is not None:
+            self.strike(seq, seq.kept)
+            seq.kept = None
 
     def forget_plan(self, plan: Hashable) -> None:
         """Nobody else of this plan will come."""
@@ -132,12 +148,13 @@ class Checkpoints:
     def _remove_useless(self, checkpoint: Checkpoint) -> None:
         """Without users it goes, unless it is loose: then it may stay for as long as it holds something."""
         is_loose = checkpoint.rank is Rank.LOOSE
-        if checkpoint.users or (is_loose and (checkpoint.is_ready or checkpoint.owner is not None)):
+        if checkpoint.num_users or (is_loose and (checkpoint.is_ready or checkpoint.owner is not None)):
             return
         self._empty(checkpoint)
         checkpoint.owner = None
-        node, checkpoint.node = checkpoint.node, None
-        if node is not None and node.checkpoints is not None:
+        node = checkpoint.node
+        if node is not None and node.checkpoints is not None and not checkpoint.users:
+            checkpoint.node = None
             del node.checkpoints[checkpoint.tail]
             self._groups.tree.prune(node)
 
@@ -166,8 +183,9 @@ class Checkpoints:
         length = checkpoint.length
         places = [manager.own_at(length) for manager in self._groups.managers]
         counts = [int(place is not None) for place in places]
+        highest = Rank.PLANNED if checkpoint.rank is Rank.OWN else Rank.LOOSE  # that goes for this one
         while not self._has_room(counts):
-            if not self.reclaim(Rank.LOOSE):
+            if not self.reclaim(highest):
                 checkpoint.lost = NO_ROOM
                 return
         tables = tuple(GroupTable() for _ in places)

@@ -14,6 +14,7 @@ from engine.cache.pool import BlockPool
 from engine.cache.prefix import PrefixNode, PrefixTree
 from engine.cache.sliding import SlidingManager
 from engine.grid import Grid
+from engine.step import NULL_BLOCK
 
 _ORDER = ("full", "sliding")  # the fixed point ends soonest if the simplest rule cuts first
 _UNIT_WITHOUT_BLOCKS = 16
@@ -53,6 +54,13 @@ class Groups:
             for manager in self.with_blocks:
                 limit = manager.longest_valid(path, limit)
         return limit if self.with_blocks else 0
+
+    def can_go_on(self, path: Sequence[PrefixNode], length: int) -> bool:
+        """Whether the whole blocks before `length` that a later token can see are cached in every group."""
+        return all(
+            NULL_BLOCK not in manager.hit_blocks(path, length)[manager.group.first_needed(length) :]
+            for manager in self.with_blocks
+        )
 
     def allocate(self, tables: Sequence[GroupTable], counts: Sequence[int], job: str) -> None:
         """Fresh blocks for every group. The caller has checked the room."""

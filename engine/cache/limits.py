@@ -30,9 +30,9 @@ def _limit_of_groups(groups: Groups, hit: Hit) -> Limits:
     end = len(hit.path) * groups.tree.unit
     if end <= hit.length:
         return ()
-    alone = {manager.group.kind: manager.longest_valid(hit.path, end) for manager in groups.with_blocks}
-    best = max(alone.values(), default=0)
+    alone = [(manager.longest_valid(hit.path, end), manager.group.kind) for manager in groups.with_blocks]
+    best, _ = max(alone, default=(0, ""))
     if best <= hit.length:
         return ()
-    kind = "linear" if groups.has_states else min(alone, key=lambda kind: alone[kind])
-    return ((kind, best - hit.length),)
+    _, least = min(alone)
+    return (("linear" if groups.has_states else least, best - hit.length),)

@@ -12,6 +12,7 @@ from engine.cache.limits import explain
 from engine.cache.prefix import PrefixNode
 from engine.cache.tables import Checkpoint, Hit, Rank, SequenceBlocks
 from engine.grid import ANYWHERE, Grid
+from engine.request import Request
 from engine.stats import BlockUse
 from engine.step import NULL_BLOCK, BlockCopy
 
@@ -99,12 +100,7 @@ class KVCache:
         return pending if pending is not None and pending.length > length else None
 
     def _can_start_at(self, kept: Checkpoint, path: list[PrefixNode]) -> bool:
-        if not kept.is_ready or kept.is_whole:
-            return kept.is_ready
-        return all(
-            NULL_BLOCK not in manager.hit_blocks(path, kept.length)[manager.group.first_needed(kept.length) :]
-            for manager in self._groups.with_blocks
-        )
+        return kept.is_ready and (kept.is_whole or self._groups.can_go_on(path, kept.length))
 
     def _whole_blocks(
         self, path: list[PrefixNode], length: int, checkpoint: Checkpoint | None
@@ -177,9 +173,7 @@ class KVCache:
 
     def _begin(self, seq: SequenceBlocks, tokens: Sequence[int], hit: Hit) -> None:
         """The sequence has started: what the plan said of it comes true, and what it will keep for others is clear."""
-        if seq.kept is not None:
-            self._checkpoints.strike(seq, seq.kept)
-            seq.kept = None
+        self._checkpoints.strike_kept(seq)
         planned = self._checkpoints.at(seq.path, tokens, seq.planned) if self.shares_prefixes else None
         if not seq.has_started:
             seq.limits = explain(self._groups, hit, seq, planned, self.shares_prefixes)
@@ -259,15 +253,19 @@ class KVCache:
             self._tree.prune(path[-1])
 
     def leave(self, seq: SequenceBlocks, tokens: Sequence[int]) -> None:
-        """The sequence has ended, started or not: nothing is kept for it any more."""
-        if seq.kept is not None:
-            self._checkpoints.strike(seq, seq.kept)
-            seq.kept = None
+        """The sequence has ended: nothing is kept for it. If it never started, others make what it was to make."""
+        self._checkpoints.strike_kept(seq)
         if not seq.has_started and self.shares_prefixes:
-            planned = self._checkpoints.at(self._tree.walk(tokens, seq.planned), tokens, seq.planned)
-            if planned is not None and seq.uses(planned):
-                self._checkpoints.strike(seq, planned)
+            self._extend_path(seq, tokens, max((seq.planned, *(junction.length for junction in seq.junctions))))
+            self._checkpoints.excuse(seq, tokens)
+            self.release(seq)
         seq.has_started = True
+
+    def skip(self, request: Request, plan: Hashable) -> None:
+        """It will never run; what the plan says of it is as when it ends before it has started."""
+        seq = self.new_sequence(request.job, len(request.prompt))
+        seq.follow(plan, request.planned_tokens, request.junctions, self.grid)
+        self.leave(seq, request.prompt)
 
     def reclaim(self, highest: Rank) -> bool:
         """Give up one checkpoint up to this rank; False if none would free anything."""

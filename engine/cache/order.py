@@ -28,6 +28,14 @@ class Order:
         self.remove(checkpoint)
         self.add(checkpoint)
 
+    def move(self, checkpoint: Checkpoint, rank: Rank) -> None:
+        """Give it this rank, also if it holds nothing."""
+        if checkpoint.is_ready:
+            self.remove(checkpoint)
+        checkpoint.rank = rank
+        if checkpoint.is_ready:
+            self.add(checkpoint)
+
     def lowest(self, highest: Rank) -> Checkpoint | None:
         """The first up to this rank that holds what nobody else does.
 

@@ -38,7 +38,8 @@ class Checkpoint:
         self.length = length
         self.job = job  # that the blocks are charged to
         self.rank = rank
-        self.users: Counter[Hashable] = Counter()  # how many are still to start here, per plan
+        # How many are still to start here, per plan; below 0 where some who never will were not expected yet.
+        self.users: Counter[Hashable] = Counter()
         if num_users:
             self.users[None] = num_users
         self.node: PrefixNode | None = None  # where it stands in the tree; None for what one sequence or fork keeps
@@ -54,7 +55,7 @@ class Checkpoint:
 
     @property
     def num_users(self) -> int:
-        return self.users.total()
+        return (+self.users).total()
 
 
 class SequenceBlocks:

@@ -10,10 +10,13 @@ import pytest
 from engine.cache.groups import LayerGroup
 from engine.cache.manager import KVCache, SequenceBlocks
 from engine.cache.tables import Rank
+from engine.errors import RequestRefused
 from engine.request import Junction
 from engine.step import Sampled, Step
 from tests.unit.engine.fake_runner import FakeRunner, reference
 from tests.unit.engine.harness import FULL, LINEAR, Harness, request, total
+from tests.unit.engine.planned import LAYOUTS, tree_bound
+from tests.unit.engine.planned import planned as plan_requests
 from tests.unit.engine.world import planned
 
 
@@ -128,3 +131,94 @@ def test_a_row_whose_plan_came_true_was_limited_by_nothing() -> None:
     counters = done["1", 0].counters
     assert counters.planned_tokens == counters.cached_tokens == 8, "blocks alone reach further, but no state"
     assert counters.limited_by == ()
+
+
+@pytest.mark.parametrize("num_slots", [3, 4, 5, 6, 8, 10])
+@pytest.mark.parametrize("num_samples", [4, 16])
+def test_samples_fork_however_few_slots_there_are(num_slots: int, num_samples: int) -> None:
+    branches = [[*range(100, 141), *[200 + branch] * 9] for branch in range(4)]
+    prompts = [(*branch, number, *range(20)) for branch in branches for number in range(4)]
+    harness = Harness(LINEAR, num_blocks=[400, 1 + num_slots], max_sequences=max(8, num_samples), max_batch_tokens=64)
+
+    harness.run(*plan_requests(prompts, 12, num_samples=num_samples))
+
+    assert total(harness).forked_tokens == 0
+    assert {item.token_ids for item in harness.completions} == {
+        reference(prompt, 12, sample_index=sample) for prompt in prompts for sample in range(num_samples)
+    }
+
+
+def trunk_with_tails() -> list[tuple[int, ...]]:
+    """Two branches of one trunk; neither ends with a block."""
+    trunk, branches = range(100, 141), (range(200, 207), range(300, 307))
+    return [(*trunk, *branch, number, 1) for branch in branches for number in range(4)]
+
+
+@pytest.mark.parametrize("groups", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_where_a_row_was_to_stop_for_others_that_is_refused_the_next_one_does(groups: tuple[LayerGroup, ...]) -> None:
+    prompts = trunk_with_tails()
+    harness = Harness(groups, max_model_len=60, max_sequences=3, max_batch_tokens=24)
+    first, *others = plan_requests(prompts)
+    too_long = replace(first, sampling=replace(first.sampling, max_tokens=50))
+
+    with pytest.raises(RequestRefused):
+        harness.scheduler.submit(too_long)
+    harness.run(*others)
+
+    assert total(harness).computed_tokens == tree_bound(prompts[1:])
+    assert not harness.cache._checkpoints._plans[None]
+
+
+@pytest.mark.parametrize("groups", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_where_a_row_was_to_stop_for_others_that_is_cancelled_while_it_waits_the_next_one_does(
+    groups: tuple[LayerGroup, ...],
+) -> None:
+    prompts = trunk_with_tails()
+    harness = Harness(groups, max_sequences=3, max_batch_tokens=24)
+    first, *others = plan_requests(prompts)
+    (cancelled,) = harness.scheduler.submit(first)
+
+    harness.scheduler.abort(cancelled)
+    harness.run(*others)
+
+    assert total(harness).computed_tokens == tree_bound(prompts[1:])
+    assert not harness.cache._checkpoints._plans[None]
+
+
+@pytest.mark.parametrize("groups", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_nobody_waits_for_rows_that_were_refused_or_cancelled_before_they_were_expected(
+    groups: tuple[LayerGroup, ...],
+) -> None:
+    prompts = trunk_with_tails()
+    harness = Harness(groups, max_model_len=60, max_sequences=3, max_batch_tokens=24)
+    rows = plan_requests(prompts)
+    for row in rows[:-2]:
+        harness.scheduler.submit(row)
+
+    with pytest.raises(RequestRefused):
+        harness.scheduler.submit(replace(rows[-2], sampling=replace(rows[-2].sampling, max_tokens=50)))
+    (cancelled,) = harness.scheduler.submit(rows[-1])
+    harness.scheduler.abort(cancelled)
+    harness.run()
+
+    assert total(harness).computed_tokens == tree_bound(prompts[:-2])
+    assert not harness.cache._checkpoints._plans[None]
+    assert not list(harness.cache._checkpoints._ready)
+
+
+@pytest.mark.parametrize("groups", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_a_row_that_another_plan_will_never_run_takes_nothing_from_this_one(groups: tuple[LayerGroup, ...]) -> None:
+    prompts = trunk_with_tails()[:2]
+    harness = Harness(groups, max_model_len=60, max_sequences=1, max_batch_tokens=24)
+    first, second = plan_requests(prompts, 8)
+    refused = replace(second, request_id="3", sampling=replace(second.sampling, max_tokens=50))
+    for row, plan in ((first, "one"), (second, "one"), (replace(first, request_id="2"), "two")):
+        harness.scheduler.submit(row, plan=plan)
+
+    with pytest.raises(RequestRefused):
+        harness.scheduler.submit(refused, plan="two")
+    harness.run()
+
+    assert [item.token_ids for item in harness.completions] == [reference(prompts[i], 8) for i in (0, 1, 0)]
+    assert harness.cache._checkpoints._plans == {"one": set(), "two": set()}
+    assert not list(harness.cache._checkpoints._ready)

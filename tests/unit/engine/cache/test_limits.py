@@ -6,7 +6,7 @@ import pytest
 
 from engine.cache.groups import LayerGroup
 from engine.request import Limits
-from tests.unit.engine.harness import FULL, HYBRID, LINEAR, Harness, request
+from tests.unit.engine.harness import FULL, HYBRID, LINEAR, Harness, group, request
 from tests.unit.engine.planned import LAYOUTS, planned
 
 PREFIX = list(range(40))
@@ -28,8 +28,9 @@ def test_a_prefix_whose_blocks_are_cached_and_whose_state_is_not_names_the_state
     assert found(harness, "third") == (40, ()), "where the second one parted, a state was kept"
 
 
-def test_a_prefix_whose_window_was_evicted_names_the_sliding_layers() -> None:
-    harness = Harness(HYBRID, num_blocks=[100, 13])
+@pytest.mark.parametrize("more", [(), (group(2, window=1),)], ids=["one window", "beside a smaller one"])
+def test_a_prefix_whose_window_was_evicted_names_the_sliding_layers(more: tuple[LayerGroup, ...]) -> None:
+    harness = Harness((*HYBRID, *more), num_blocks=[100, 13, 100][: 2 + len(more)])
     harness.run(request("first", PREFIX, 1))
     harness.run(*[request(f"other {number}", [50 + number] * 40, 1) for number in range(3)])
 
