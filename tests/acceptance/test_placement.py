@@ -50,7 +50,7 @@ def check(model: Path, cuts: int, limit: int | None, names: tuple[str, ...], lea
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_sample_of_rows_is_the_same_wherever_it_runs(demo_model: Callable[[str], Path], name: str) -> None:
-    check(demo_model(name), 3, 60, SAMPLE, 60)
+    check(demo_model(name), 3, 40, SAMPLE, 40)
 
 
 @pytest.mark.slow

@@ -80,7 +80,9 @@ class Up:
 
 
 def _take_terminal() -> None:
-    """In the new process: standard input is the terminal that it is started from."""
+    """In the new process: standard input is the terminal that it is started from. Its end is to be heard of, also where
+    these tests run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

@@ -56,7 +56,7 @@ static int find_pass(const Step *step, const Layer *layer, const Tile *tile, int
             values[i] = all_values + (slot + j) * layer->value_dim;
         }
     }
-    for (int i = from - from % UNIT; i < from; i++) keys[i] = keys[from], values[i] = values[from];
+    for (int i = 0; i < from; i++) keys[i] = keys[from], values[i] = values[from];
     for (int i = count; i % UNIT; i++) keys[i] = keys[count - 1], values[i] = values[count - 1];
     return count;
 }
