@@ -171,6 +171,7 @@ def rounds(options: argparse.Namespace) -> None:
             "NIGHTMILL_HOME": f"{folder}/home",
             "NIGHTMILL_THREADS": str(options.threads),
             "NIGHTMILL_ENGINE_FACTORY": "ops.bench.product:engine_that_runs_alone",
+            "NIGHTMILL_IDLE_EXIT_SECONDS": "86400",  # the worker stays although no job waits while its engine is alone
             FOLDER: folder,
         }
         from jobs.embedded import running
