@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from engine.attention.compile import CannotCompile, load_kernel
+from engine.model.native_linear import NativeLinears
 
 _log = logging.getLogger(__name__)
 _ROTATE = "apply_rotary_pos_emb"  # transformers' name for it, in each model's own file
@@ -34,9 +35,22 @@ class FusedGate(nn.Module):
         self._kernel = kernel
         self._activation = activation
         self.gate_proj, self.up_proj, self.down_proj = own.gate_proj, own.up_proj, own.down_proj
+        self.gated: nn.Module | None = None  # what does as both and the activation
+
+    def pack(self, make: NativeLinears) -> None:
+        """Make one product of gate, up and activation. Their first weights are let go."""
+        assert isinstance(self.gate_proj, nn.Linear)
+        assert isinstance(self.up_proj, nn.Linear)
+        self.gated = make.gate(self.gate_proj, self.up_proj, self._activation)
+        del self.gate_proj, self.up_proj
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.gate_proj(x).contiguous(), self.up_proj(x).contiguous()
+        out: torch.Tensor = self.down_proj(self._multiplied(x) if self.gated is None else self.gated(x))
+        return out
+
+    def _multiplied(self, x: torch.Tensor) -> torch.Tensor:
+        gate: torch.Tensor = self.gate_proj(x).contiguous()
+        up: torch.Tensor = self.up_proj(x).contiguous()
         self._kernel.nightmill_gate(
             ctypes.c_void_p(gate.data_ptr()),
             ctypes.c_void_p(up.data_ptr()),
@@ -44,8 +58,7 @@ class FusedGate(nn.Module):
             ctypes.c_int32(self._activation),
             ctypes.c_int32(torch.get_num_threads()),
         )
-        out: torch.Tensor = self.down_proj(gate)
-        return out
+        return gate
 
 
 class FusedRotation:
@@ -115,6 +128,14 @@ def _fuse_gates(model: nn.Module, kernel: ctypes.CDLL) -> int:
                 setattr(parent, name, FusedGate(kernel, child, activation))
                 count += 1
     return count
+
+
+def pack_gates(model: nn.Module, make: NativeLinears) -> int:
+    """Returns how many there are."""
+    gates = [module for module in model.modules() if isinstance(module, FusedGate)]
+    for gate in gates:
+        gate.pack(make)
+    return len(gates)
 
 
 def _activation_of(kernel: ctypes.CDLL, child: Any) -> int | None:

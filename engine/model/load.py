@@ -17,19 +17,25 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelRefused
 from engine.grid import ANYWHERE, Grid
 from engine.model import probe
-from engine.model.elementwise import FusedGate, fuse_elementwise
+from engine.model.elementwise import FusedGate, fuse_elementwise, pack_gates
 from engine.model.hooks import AttentionSeat, Entrance, connect
 from engine.model.last_layer import narrow_last_layer
 from engine.model.layers import DeclaredLayer, ObservedLayer, declared_layers, find_grid, layer_groups
+from engine.model.linears import Linears, choose_linears
 from engine.model.memory import cache_sizes
 from engine.model.mixers import connect_mixers, find_mixers, mixer_layers
 from engine.model.norms import FusedNorm, fuse_norms
-from engine.model.packed import LinearMaker, PackedLinear, can_pack, pack_linears, plain_linear
+from engine.model.packed import (
+    LinearMaker,
+    PackedLinear,
+    can_pack,
+    pack_linears,
+    plain_linear,
+)
 from engine.model.project import HeadTap, ProjectedTiles, cut_head, recognise
 from engine.model.rotations import check_rotations
 from engine.model.rowwise import hold_row_by_row
 from engine.model.states import StateShapes, slot_bytes
-from engine.model.steady import SteadyLinears
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +98,7 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
     packable = can_pack(model)
     if config.strict and not packable:
         raise ModelRefused(f"strict mode: only float32 on a CPU with oneDNN is known, not {model.dtype} on {device}")
-    hooked = _hook(model, _linear_maker(config, packable), config, packable)
+    hooked = _hook(model, choose_linears(config, packable), config, packable)
     max_model_len = _max_model_len(text_config, config.max_model_len)
     check_rotations(model, max_model_len)
     groups = layer_groups(hooked.declared, hooked.observed, config.block_size)
@@ -135,13 +141,7 @@ class _Hooked:
     vocab_size: int
 
 
-def _linear_maker(config: EngineConfig, packable: bool) -> LinearMaker:
-    if config.strict:
-        return SteadyLinears(config.max_batch_tokens)
-    return PackedLinear if config.packed_weights and packable else plain_linear
-
-
-def _hook(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: bool) -> _Hooked:
+def _hook(model: Any, linears: Linears, config: EngineConfig, packable: bool) -> _Hooked:
     """Route attention and states to a seat and replace what is to be packed; the logits must stay the model's own."""
     device, text_config = model.device, model.config.get_text_config()
     declared = declared_layers(text_config)
@@ -156,9 +156,9 @@ def _hook(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: 
     seat = AttentionSeat(handler, states)
     connect(model, seat)
     connect_mixers(model, seat)
-    tap, head = _take_head(model, ids, seat, expected, make_linear)
+    tap, head = _take_head(model, ids, seat, expected, linears.make)
     probe.check_every_layer(declared, handler.observed, states.observed)
-    _replace_parts(model, make_linear, config, packable)
+    _replace_parts(model, linears, config, packable)
     observed = dict(handler.observed)
     seat.states = probe.cut_states(states.observed, device)
 
@@ -169,7 +169,7 @@ def _hook(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: 
     if config.strict:
         own = [module for module in model.modules() if isinstance(module, (PackedLinear, FusedNorm, FusedGate))]
         mixers = [module for module, _ in find_mixers(model)]
-        hold_row_by_row(model, logits_of_cuts, [*own, *mixers], make_linear)
+        hold_row_by_row(model, logits_of_cuts, [*own, *mixers], linears.make)
 
     def logits_of_rows() -> torch.Tensor:
         given = logits_of_cuts()
@@ -192,11 +192,13 @@ def _hook(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: 
     )
 
 
-def _replace_parts(model: Any, make_linear: LinearMaker, config: EngineConfig, packable: bool) -> None:
+def _replace_parts(model: Any, linears: Linears, config: EngineConfig, packable: bool) -> None:
     if config.fused_elementwise and packable:
         fuse_elementwise(model)
-    if make_linear is not plain_linear:
-        pack_linears(model, make_linear)
+        if linears.native is not None and config.gated_products:
+            pack_gates(model, linears.native)
+    if linears.make is not plain_linear:
+        pack_linears(model, linears.make)
     if config.fused_norms and packable:
         fuse_norms(model)
 

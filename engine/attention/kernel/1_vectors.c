@@ -20,7 +20,13 @@ typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias
 typedef float quad __attribute__((vector_size(16)));
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
+#ifdef __AVX512F__
+static inline vec splat(float x) { return (vec)_mm512_set1_ps(x); }
+#elif defined(__AVX__)
+static inline vec splat(float x) { return (vec)_mm256_set1_ps(x); }
+#else
 static inline vec splat(float x) { return (vec){} + x; }
+#endif
 static inline ivec splat_int(int32_t x) { return (ivec){} + x; }
 static inline vec load(const float *p) { return *(const loose *)p; }
 static inline void store(float *p, vec x) { *(loose *)p = x; }

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM
 from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelRefused
 from engine.model.load import load_model
+from engine.model.native_linear import NativeGate, NativeLinear
+from engine.model.packed import OneDnnLinear, PackedLinear
 from engine.model.runner import ModelRunner
 
 SMALL: dict[str, Any] = {
@@ -76,6 +78,15 @@ def test_without_a_switch_every_linear_layer_is_packed(tmp_path: Path) -> None:
 
     assert not [m for m in packed.model.modules() if type(m) is torch.nn.Linear]
     assert [m for m in plain.model.modules() if type(m) is torch.nn.Linear]
+
+
+def test_a_switch_chooses_who_multiplies(tmp_path: Path) -> None:
+    source = saved(transformers.LlamaConfig(**SMALL), tmp_path)
+
+    native, other = load_model(source, CONFIG), load_model(source, EngineConfig(num_blocks=8, native_linear=False))
+
+    assert {type(m) for m in native.model.modules() if isinstance(m, PackedLinear)} == {NativeLinear, NativeGate}
+    assert {type(m) for m in other.model.modules() if isinstance(m, PackedLinear)} == {OneDnnLinear}
 
 
 def test_the_switch_chooses_the_attention(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.model.packed import LinearMaker, PackedLinear, plain_linear
+from engine.model.native_linear import NativeLinears
+from engine.model.packed import LinearMaker, OneDnnLinear, plain_linear
 from engine.model.project import TILE_COLUMNS, AfterProjection, cut_head, fill_logits, given_tiles, recognise
 from engine.model.steady import SteadyLinear
 
@@ -27,7 +28,7 @@ def test_anything_else_is_not_recognised() -> None:
     assert recognise(raw, raw[:, :50], softcap=None) is None
 
 
-@pytest.mark.parametrize("make", [plain_linear, PackedLinear, SteadyLinear])
+@pytest.mark.parametrize("make", [plain_linear, OneDnnLinear, SteadyLinear, NativeLinears()])
 @pytest.mark.parametrize("bias", [False, True])
 def test_tiles_make_up_the_whole_row(make: LinearMaker, bias: bool) -> None:
     torch.manual_seed(2)

@@ -1,0 +1,146 @@
+/* Products of rows with packed weights: out = x * weight^T + bias, by register tiles over panels (Goto and van de Geijn,
+ * "Anatomy of high-performance matrix multiplication", 2008; Van Zee and van de Geijn, "BLIS", 2015).
+ *
+ * A panel is the weights of PANEL outputs, [input][PANEL]; a tile is TALL rows of a panel's outputs, whose sums stay in
+ * registers over all inputs. Each sum is one chain of fused multiply-adds in the order of the inputs, so a row has the
+ * same bits whatever stands beside it, and however many threads there are. While a panel is multiplied, the next one is
+ * asked for, spread evenly over the work: in batches that decode, weights come from memory.
+ *
+ * A gated product, out = act(x * gate^T) * (x * up^T), has LANES outputs of the gate and the same of up in each panel. */
+#ifdef __AVX512F__
+enum { TALL = 8 };
+#else
+enum { TALL = 6 };
+#endif
+enum { PANEL = 2 * LANES, QUAD = 4, MOST_ROWS = 256 };
+
+typedef struct {
+    const float *x; /* [rows][inputs], x_stride apart */
+    const float *panels; /* [panels][inputs][PANEL] */
+    const float *bias; /* [panels][PANEL], or none */
+    float *out; /* [rows][outputs] */
+    int64_t rows, inputs, outputs, x_stride;
+    int32_t threads;
+    int32_t gate; /* an activation, or NO_GATE */
+} Product;
+
+enum { NO_GATE = -1 };
+
+typedef struct {
+    const char *next; /* what to ask for */
+    int64_t pace; /* bytes in each quad of inputs */
+} Ahead;
+
+typedef struct { vec left, right; } Pair;
+
+static inline __attribute__((always_inline)) void multiply_rows(const Product *p, int64_t row, int64_t panel, Ahead ahead,
+                                                                Pair *sums, const int tall) {
+    const int64_t stride = p->x_stride;
+    const float *x = p->x + row * stride, *w = p->panels + panel * p->inputs * PANEL;
+    const float *thirds[3] = {x, x + 3 * stride, x + 6 * stride}; /* few addresses for many rows */
+    Pair sum[TALL];
+    const Pair first = p->bias ? (Pair){load(p->bias + panel * PANEL), load(p->bias + panel * PANEL + LANES)} : (Pair){{0}, {0}};
+#pragma GCC unroll 8
+    for (int r = 0; r < tall; r++) sum[r] = first;
+    const int64_t whole = p->inputs - p->inputs % QUAD;
+#define MULTIPLY(k) \
+    { \
+        const vec left = load(w + (k) * PANEL), right = load(w + (k) * PANEL + LANES); \
+        _Pragma("GCC unroll 8") for (int r = 0; r < tall; r++) { \
+            const vec number = splat(thirds[r / 3][(r % 3) * stride + (k)]); \
+            sum[r].left = mul_add(number, left, sum[r].left); \
+            sum[r].right = mul_add(number, right, sum[r].right); \
+        } \
+    }
+    for (int64_t k = 0; k < whole; k += QUAD) {
+        __builtin_prefetch(ahead.next, 0, 3);
+        __builtin_prefetch(ahead.next + ahead.pace / 2, 0, 3);
+        ahead.next += ahead.pace;
+        MULTIPLY(k) MULTIPLY(k + 1) MULTIPLY(k + 2) MULTIPLY(k + 3)
+    }
+    for (int64_t k = whole; k < p->inputs; k++) MULTIPLY(k)
+#undef MULTIPLY
+#pragma GCC unroll 8
+    for (int r = 0; r < tall; r++) sums[r] = sum[r];
+}
+
+/* The sums of `tall` rows, at most TALL. */
+static void multiply(const Product *p, int64_t row, int64_t panel, Ahead ahead, Pair *sums, int64_t tall) {
+    switch (tall) {
+    case 1: multiply_rows(p, row, panel, ahead, sums, 1); break;
+    case 2: multiply_rows(p, row, panel, ahead, sums, 2); break;
+    case 3: multiply_rows(p, row, panel, ahead, sums, 3); break;
+    case 4: multiply_rows(p, row, panel, ahead, sums, 4); break;
+    case 5: multiply_rows(p, row, panel, ahead, sums, 5); break;
+    case 6: multiply_rows(p, row, panel, ahead, sums, 6); break;
+#ifdef __AVX512F__
+    case 7: multiply_rows(p, row, panel, ahead, sums, 7); break;
+    case 8: multiply_rows(p, row, panel, ahead, sums, 8); break;
+#endif
+    }
+}
+
+/* The part of `count` that is number `part` of `parts`. */
+static inline int64_t cut(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
+
+/* Threads side by side over the panels, the others over the rows: as many as have two panels each. */
+static int64_t threads_across(int64_t threads, int64_t panels) {
+    int64_t across = threads;
+    while (across > 1 && (threads % across || panels < 2 * across)) across--;
+    return across;
+}
+
+/* Sums to where they belong: all of a panel's outputs, or what the last panel has of them. */
+static void finish(const Product *p, int64_t row, int64_t panel, Pair *sums, int64_t tall) {
+    const int64_t width = p->gate == NO_GATE ? PANEL : LANES, column = panel * width;
+    if (p->gate != NO_GATE)
+        for (int64_t r = 0; r < tall; r++) sums[r].left = activated(sums[r].left, p->gate) * sums[r].right;
+    const int64_t here = p->outputs - column < width ? p->outputs - column : width;
+    for (int64_t r = 0; r < tall; r++) {
+        float *out = p->out + (row + r) * p->outputs + column;
+        if (here == PANEL) {
+            store(out, sums[r].left);
+            store(out + LANES, sums[r].right);
+        } else if (here == LANES)
+            store(out, sums[r].left);
+        else
+            memcpy(out, &sums[r], (size_t)here * sizeof(float));
+    }
+}
+
+void nightmill_linear(const Product *p) {
+    const int64_t width = p->gate == NO_GATE ? PANEL : LANES, panels = (p->outputs + width - 1) / width;
+    const int64_t panel_bytes = p->inputs * PANEL * (int64_t)sizeof(float);
+    const int64_t across = threads_across(p->threads, panels), down = p->threads / across;
+#pragma omp parallel for schedule(static, 1) num_threads(p->threads)
+    for (int64_t part = 0; part < across * down; part++) {
+        const int64_t begin = cut(panels, part % across, across), end = cut(panels, part % across + 1, across);
+        const int64_t top = cut(p->rows, part / across, down), bottom = cut(p->rows, part / across + 1, down);
+        const int64_t passes = (bottom - top + MOST_ROWS - 1) / MOST_ROWS;
+        for (int64_t pass = 0; pass < passes; pass++) {
+            const int64_t from = top + cut(bottom - top, pass, passes), rows = top + cut(bottom - top, pass + 1, passes) - from;
+            const int64_t tiles = (rows + TALL - 1) / TALL;
+            const int64_t quads = tiles * (p->inputs / QUAD + 1);
+            for (int64_t panel = begin; panel < end; panel++)
+                for (int64_t tile = 0; tile < tiles; tile++) {
+                    const int64_t row = from + cut(rows, tile, tiles), tall = from + cut(rows, tile + 1, tiles) - row;
+                    const char *next = (const char *)p->panels + (panel + 1) * panel_bytes;
+                    const Ahead ahead = {next + panel_bytes * tile / tiles, panel + 1 < end ? panel_bytes / quads : 0};
+                    Pair sums[TALL];
+                    multiply(p, row, panel, ahead, sums, tall);
+                    finish(p, row, panel, sums, tall);
+                }
+        }
+    }
+}
+
+int32_t nightmill_panel(void) { return PANEL; }
+
+/* Whether there is what the tiles are made for. */
+int32_t nightmill_multiplies_fast(void) {
+#ifdef __FMA__
+    return 1;
+#else
+    return 0;
+#endif
+}

@@ -1,0 +1,39 @@
+"""Who multiplies: the C kernel, oneDNN or torch."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from engine.attention.compile import CannotCompile
+from engine.config import EngineConfig
+from engine.model.native_linear import NativeLinears
+from engine.model.packed import LinearMaker, OneDnnLinear, plain_linear
+from engine.model.steady import SteadyLinear, SteadyLinears
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Linears:
+    """`make` makes every linear layer; `native` is there where they are the kernel's."""
+
+    make: LinearMaker
+    native: NativeLinears | None = None
+
+
+def choose_linears(config: EngineConfig, packable: bool) -> Linears:
+    if not (config.packed_weights and packable):
+        return Linears(plain_linear)
+    native = _native() if config.native_linear else None
+    if config.strict:
+        return Linears(SteadyLinears(config.max_batch_tokens, native or SteadyLinear), native)
+    return Linears(native or OneDnnLinear, native)
+
+
+def _native() -> NativeLinears | None:
+    try:
+        return NativeLinears()
+    except CannotCompile as error:
+        _log.warning("linear layers run in oneDNN, which is slower: %s", error)
+        return None

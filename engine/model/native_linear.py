@@ -1,0 +1,110 @@
+"""Linear layers by the C kernel, which asks for the weights of the next panel while it multiplies this one."""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import nn
+
+from engine.attention.compile import CannotCompile, load_kernel
+from engine.model.packed import PackedLinear
+
+
+class _Product(ctypes.Structure):
+    """As in kernel/11_linear.c."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("panels", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("x_stride", ctypes.c_int64),
+        ("threads", ctypes.c_int32),
+        ("gate", ctypes.c_int32),
+    )
+
+
+_NO_GATE = -1
+
+
+class NativeLinear(PackedLinear):
+    """A row's result has the same bits however many rows come with it."""
+
+    def __init__(self, kernel: ctypes.CDLL, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight)
+        more = -len(weight) % kernel.nightmill_panel()
+        panels = _filled(weight, more).view(-1, kernel.nightmill_panel(), self.in_features)
+        # Some models read `weight.dtype` or `weight.device`, so the packed tensor goes by that name.
+        self.weight = panels.transpose(1, 2).contiguous()
+        self.bias = None if bias is None else _filled(bias, more)
+        self._kernel = kernel
+        self._gate = _NO_GATE
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        if rows.dtype != torch.float32 or rows.shape[-1] != self.in_features:
+            raise TypeError(f"a layer of {self.in_features} float32 inputs was given {rows.dtype} {tuple(rows.shape)}")
+        flat = rows.reshape(-1, self.in_features)
+        if flat.stride(1) != 1:
+            flat = flat.contiguous()
+        out = torch.empty((len(flat), self.out_features))
+        product = _Product(
+            x=flat.data_ptr(),
+            panels=self.weight.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            out=out.data_ptr(),
+            rows=len(flat),
+            inputs=self.in_features,
+            outputs=self.out_features,
+            x_stride=flat.stride(0),
+            threads=torch.get_num_threads(),
+            gate=self._gate,
+        )
+        self._kernel.nightmill_linear(ctypes.byref(product))
+        return out.view(*rows.shape[:-1], self.out_features)
+
+
+class NativeGate(NativeLinear):
+    """`act(gate(x)) * up(x)` as one product; `activation` as in kernel/8_elementwise.c."""
+
+    def __init__(self, kernel: ctypes.CDLL, gate: nn.Linear, up: nn.Linear, activation: int) -> None:
+        half = kernel.nightmill_panel() // 2
+        biases = _bias(gate), _bias(up)
+        super().__init__(kernel, _side_by_side(gate.weight, up.weight, half), _side_by_side(*biases, half))
+        self.out_features = gate.out_features
+        self._gate = activation
+
+
+def _bias(linear: nn.Linear) -> torch.Tensor:
+    bias: torch.Tensor | None = linear.bias
+    return linear.weight.new_zeros(linear.out_features) if bias is None else bias
+
+
+def _filled(rows: torch.Tensor, more: int) -> torch.Tensor:
+    """With `more` rows of zeros at the end."""
+    return torch.cat([rows.detach(), rows.new_zeros((more, *rows.shape[1:]))])
+
+
+def _side_by_side(left: torch.Tensor, right: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` rows of the one, `count` rows of the other, and so on; both end with zeros."""
+    parts = [torch.split(_filled(rows, -len(rows) % count), count) for rows in (left, right)]
+    return torch.cat([part for both in zip(*parts, strict=True) for part in both])
+
+
+class NativeLinears:
+    """Makes layers of the kernel. Raises CannotCompile where there is none, or none that would be faster."""
+
+    def __init__(self) -> None:
+        self._kernel = load_kernel()
+        self._kernel.nightmill_linear.restype = None
+        if not self._kernel.nightmill_multiplies_fast():
+            raise CannotCompile("this processor has no fused multiply-add of 8 numbers")
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> NativeLinear:
+        return NativeLinear(self._kernel, weight, bias)
+
+    def gate(self, gate: nn.Linear, up: nn.Linear, activation: int) -> NativeGate:
+        return NativeGate(self._kernel, gate, up, activation)

@@ -1,0 +1,94 @@
+"""Products by the C kernel: right for every shape, and the same bits for a row in every batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from engine.model.native_linear import NativeLinears
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+INPUTS = (1, 3, 4, 31, 64, 130)
+OUTPUTS = (1, 15, 16, 32, 33, 95, 200)
+
+
+@pytest.fixture(scope="module")
+def make() -> NativeLinears:
+    return NativeLinears()
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("outputs", OUTPUTS)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_equals_the_plain_product(make: NativeLinears, inputs: int, outputs: int, has_bias: bool) -> None:
+    torch.manual_seed(inputs * outputs)
+    weight, bias = torch.randn(outputs, inputs), torch.randn(outputs) if has_bias else None
+    linear = make(weight, bias)
+    for count in (0, 1, 2, 5, 6, 7, 8, 9, 17, 40, 300):
+        rows = torch.randn(count, inputs)
+        expected = functional.linear(rows.double(), weight.double(), None if bias is None else bias.double())
+
+        torch.testing.assert_close(linear(rows).double(), expected, rtol=1e-5, atol=1e-5 * inputs**0.5)
+
+
+def test_the_last_dimension_is_the_row_wherever_it_lies(make: NativeLinears) -> None:
+    weight = torch.randn(40, 24)
+    linear = make(weight, None)
+    wide, turned = torch.randn(2, 5, 100)[:, :, 10:34], torch.randn(24, 7).t()
+
+    assert linear(wide).shape == (2, 5, 40)
+    torch.testing.assert_close(linear(wide), wide @ weight.t())
+    torch.testing.assert_close(linear(turned), turned @ weight.t())
+    torch.testing.assert_close(linear(torch.randn(24)[None])[0].shape, torch.Size([40]))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_a_row_has_the_same_bits_in_every_batch_and_with_any_number_of_threads(
+    make: NativeLinears, threads: int
+) -> None:
+    torch.manual_seed(1)
+    linear = make(torch.randn(200, 70), torch.randn(200))
+    rows = torch.randn(530, 70)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    alone = torch.cat([linear(row[None]) for row in rows])
+    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2, 3, 7, 8, 9, 15, 64, 255, 256, 257, 530):
+            assert torch.equal(linear(rows[-count:]), alone[-count:])
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("inner", [1, 8, 16, 24, 100])
+@pytest.mark.parametrize("has_bias", [(False, False), (True, True), (False, True)])
+@pytest.mark.parametrize(("activation", "act"), [(0, functional.silu), (1, gelu_tanh)])
+def test_gate_up_and_activation_are_one_product(
+    make: NativeLinears, inner: int, has_bias: tuple[bool, bool], activation: int, act: Activation
+) -> None:
+    torch.manual_seed(inner)
+    gate, up = (nn.Linear(24, inner, bias=bias).requires_grad_(False) for bias in has_bias)
+    product = make.gate(gate, up, activation)
+    for count in (1, 3, 8, 9, 50):
+        rows = torch.randn(count, 24)
+
+        torch.testing.assert_close(product(rows), act(gate(rows)) * up(rows))
+
+
+def test_other_rows_than_the_layer_takes_are_refused(make: NativeLinears) -> None:
+    linear = make(torch.randn(8, 4), None)
+
+    with pytest.raises(TypeError, match=r"4 float32 inputs was given torch\.float64"):
+        linear(torch.randn(2, 4, dtype=torch.float64))
+    with pytest.raises(TypeError, match=r"given torch\.float32 \(2, 5\)"):
+        linear(torch.randn(2, 5))
