@@ -158,9 +158,7 @@ class NativeAttention:
             ctypes.c_int64(tile.shape[1]),
             ctypes.c_int64(tile.stride(0)),
             ctypes.c_int64(first_column),
-            ctypes.c_void_p(best.logit.data_ptr()),
-            ctypes.c_void_p(best.token.data_ptr()),
-            ctypes.c_void_p(best.total.data_ptr()),
+            ctypes.byref(best.native()),
             ctypes.c_int32(torch.get_num_threads()),
         )
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 from dataclasses import dataclass
 
 import torch
+
+
+class NativePicks(ctypes.Structure):
+    """As in kernel/6_pick.c: where the three tensors of `Best` lie."""
+
+    _fields_ = (("maximum", ctypes.c_void_p), ("token", ctypes.c_void_p), ("total", ctypes.c_void_p))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +29,9 @@ class Best:
             token=torch.zeros(rows, dtype=torch.int64, device=device),
             total=torch.zeros(rows, device=device),
         )
+
+    def native(self) -> NativePicks:
+        return NativePicks(self.logit.data_ptr(), self.token.data_ptr(), self.total.data_ptr())
 
     def logprob(self) -> torch.Tensor:
         """Log-probability of the best token: its own exponential is 1."""

@@ -156,7 +156,7 @@ def _hook(model: Any, linears: Linears, config: EngineConfig, packable: bool) ->
     seat = AttentionSeat(handler, states)
     connect(model, seat)
     connect_mixers(model, seat)
-    tap, head = _take_head(model, ids, seat, expected, linears.make)
+    tap, head = _take_head(model, ids, seat, expected, linears.make, config.picked_products)
     probe.check_every_layer(declared, handler.observed, states.observed)
     _replace_parts(model, linears, config, packable)
     observed = dict(handler.observed)
@@ -223,7 +223,7 @@ def _read(source: str | Path, dtype: str, device: torch.device) -> Any:
 
 
 def _take_head(
-    model: Any, ids: torch.Tensor, seat: AttentionSeat, expected: torch.Tensor, make_linear: LinearMaker
+    model: Any, ids: torch.Tensor, seat: AttentionSeat, expected: torch.Tensor, make_linear: LinearMaker, picks: bool
 ) -> tuple[HeadTap | None, ProjectedTiles | None]:
     """Put a tap where the output layer was, if there is one, and tiles in its place, if what follows it is known."""
     linear = model.get_output_embeddings()
@@ -241,7 +241,7 @@ def _take_head(
         return tap, None
     tap.passes_through = False
     tap.linear = nn.Identity()
-    return tap, cut_head(linear, make_linear, after)
+    return tap, cut_head(linear, make_linear, after, picks)
 
 
 def _eos_token_ids(model: Any) -> frozenset[int]:

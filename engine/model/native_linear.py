@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from engine.attention.compile import CannotCompile, load_kernel
+from engine.attention.pick import Best
 from engine.model.packed import PackedLinear
 
 
@@ -23,6 +24,7 @@ class _Product(ctypes.Structure):
         ("inputs", ctypes.c_int64),
         ("outputs", ctypes.c_int64),
         ("x_stride", ctypes.c_int64),
+        ("out_stride", ctypes.c_int64),
         ("threads", ctypes.c_int32),
         ("gate", ctypes.c_int32),
     )
@@ -45,26 +47,44 @@ class NativeLinear(PackedLinear):
         self._gate = _NO_GATE
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        flat = self._flat(rows)
+        out = torch.empty((len(flat), self.out_features))
+        self._kernel.nightmill_linear(ctypes.byref(self._product(flat, out.data_ptr())))
+        return out.view(*rows.shape[:-1], self.out_features)
+
+    def pick(self, rows: torch.Tensor, first_column: int, best: Best) -> None:
+        """Carry `best` over what the layer makes of `rows` [rows, in_features], as tokens from `first_column` on."""
+        flat, threads = self._flat(rows), torch.get_num_threads()
+        parts = Best.start(threads * len(flat), flat.device)
+        scratch = torch.empty(self._kernel.nightmill_linear_pick_scratch(threads))
+        self._kernel.nightmill_linear_pick(
+            ctypes.byref(self._product(flat, None)),
+            ctypes.c_int64(first_column),
+            ctypes.byref(best.native()),
+            ctypes.byref(parts.native()),
+            ctypes.c_void_p(scratch.data_ptr()),
+        )
+
+    def _flat(self, rows: torch.Tensor) -> torch.Tensor:
         if rows.dtype != torch.float32 or rows.shape[-1] != self.in_features:
             raise TypeError(f"a layer of {self.in_features} float32 inputs was given {rows.dtype} {tuple(rows.shape)}")
         flat = rows.reshape(-1, self.in_features)
-        if flat.stride(1) != 1:
-            flat = flat.contiguous()
-        out = torch.empty((len(flat), self.out_features))
-        product = _Product(
+        return flat if flat.stride(1) == 1 else flat.contiguous()
+
+    def _product(self, flat: torch.Tensor, out: int | None) -> _Product:
+        return _Product(
             x=flat.data_ptr(),
             panels=self.weight.data_ptr(),
             bias=None if self.bias is None else self.bias.data_ptr(),
-            out=out.data_ptr(),
+            out=out,
             rows=len(flat),
             inputs=self.in_features,
             outputs=self.out_features,
             x_stride=flat.stride(0),
+            out_stride=self.out_features,
             threads=torch.get_num_threads(),
             gate=self._gate,
         )
-        self._kernel.nightmill_linear(ctypes.byref(product))
-        return out.view(*rows.shape[:-1], self.out_features)
 
 
 class NativeGate(NativeLinear):
@@ -99,7 +119,8 @@ class NativeLinears:
 
     def __init__(self) -> None:
         self._kernel = load_kernel()
-        self._kernel.nightmill_linear.restype = None
+        self._kernel.nightmill_linear.restype = self._kernel.nightmill_linear_pick.restype = None
+        self._kernel.nightmill_linear_pick_scratch.restype = ctypes.c_int64
         if not self._kernel.nightmill_multiplies_fast():
             raise CannotCompile("this processor has no fused multiply-add of 8 numbers")
 

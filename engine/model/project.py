@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from engine.attention.pick import Best
+from engine.model.native_linear import NativeLinear
 from engine.model.packed import Linear, LinearMaker
 
 TILE_COLUMNS = 16_384
@@ -82,17 +84,27 @@ Tiles = Callable[[torch.Tensor], Iterator[tuple[int, torch.Tensor]]]
 class ProjectedTiles:
     """Logits computed here, tile by tile, from hidden rows."""
 
-    def __init__(self, tiles: Sequence[Linear], width: int, after: AfterProjection) -> None:
+    def __init__(self, tiles: Sequence[Linear], width: int, after: AfterProjection, picks: bool = True) -> None:
         self._tiles = tuple(tiles)
+        self._picks = picks and all(isinstance(tile, NativeLinear) for tile in tiles)
         self._width = width
         self._after = after
+
+    def pick(self, hidden: torch.Tensor, best: Best) -> bool:
+        """Carry `best` over all tiles, whose logits are kept nowhere. False, and nothing done, where that cannot be."""
+        if self._after.kind != "nothing" or not self._picks:
+            return False
+        for index, tile in enumerate(self._tiles):
+            assert isinstance(tile, NativeLinear)
+            tile.pick(hidden, index * self._width, best)
+        return True
 
     def __call__(self, hidden: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
         for index, tile in enumerate(self._tiles):
             yield index * self._width, self._after.apply_(tile(hidden).float())
 
 
-def cut_head(linear: nn.Linear, make: LinearMaker, after: AfterProjection) -> ProjectedTiles:
+def cut_head(linear: nn.Linear, make: LinearMaker, after: AfterProjection, picks: bool = True) -> ProjectedTiles:
     """Cut the output layer into tiles of columns; packing copies the weights, plain tiles are views of them."""
     vocab = linear.out_features
     tiles: list[Linear] = []
@@ -100,7 +112,7 @@ def cut_head(linear: nn.Linear, make: LinearMaker, after: AfterProjection) -> Pr
         weight = linear.weight.detach()[begin : begin + TILE_COLUMNS]
         bias = None if linear.bias is None else linear.bias.detach()[begin : begin + TILE_COLUMNS]
         tiles.append(make(weight, bias))
-    return ProjectedTiles(tiles, TILE_COLUMNS, after)
+    return ProjectedTiles(tiles, TILE_COLUMNS, after, picks)
 
 
 def given_tiles(logits: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:

@@ -20,7 +20,7 @@ from engine.model.copies import copy_batches
 from engine.model.hooks import NotingCache
 from engine.model.load import LoadedModel
 from engine.model.memory import KVMemory
-from engine.model.project import Tiles, fill_logits, given_tiles
+from engine.model.project import ProjectedTiles, Tiles, fill_logits, given_tiles
 from engine.model.states import RowPart, SlotStates, StateMemory
 from engine.sampler import Sampler
 from engine.step import BlockCopy, Chunk, Sampled, Step
@@ -164,8 +164,10 @@ class ModelRunner:
         logprobs = [0.0] * len(draws)
         if greedy:
             best = Best.start(len(greedy), self._device)
-            for first_column, tile in tiles(self._select(rows, [draws[i].row for i in greedy])):
-                self.backend.pick(tile, first_column, best)
+            selected = self._select(rows, [draws[i].row for i in greedy])
+            if not (isinstance(tiles, ProjectedTiles) and tiles.pick(selected, best)):
+                for first_column, tile in tiles(selected):
+                    self.backend.pick(tile, first_column, best)
             for i, t, p in zip(greedy, best.token.tolist(), best.logprob().tolist(), strict=True):
                 tokens[i], logprobs[i] = t, p
         if others:

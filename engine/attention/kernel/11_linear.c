@@ -18,8 +18,8 @@ typedef struct {
     const float *x; /* [rows][inputs], x_stride apart */
     const float *panels; /* [panels][inputs][PANEL] */
     const float *bias; /* [panels][PANEL], or none */
-    float *out; /* [rows][outputs] */
-    int64_t rows, inputs, outputs, x_stride;
+    float *out; /* [rows][outputs], out_stride apart */
+    int64_t rows, inputs, outputs, x_stride, out_stride;
     int32_t threads;
     int32_t gate; /* an activation, or NO_GATE */
 } Product;
@@ -97,7 +97,7 @@ static void finish(const Product *p, int64_t row, int64_t panel, Pair *sums, int
         for (int64_t r = 0; r < tall; r++) sums[r].left = activated(sums[r].left, p->gate) * sums[r].right;
     const int64_t here = p->outputs - column < width ? p->outputs - column : width;
     for (int64_t r = 0; r < tall; r++) {
-        float *out = p->out + (row + r) * p->outputs + column;
+        float *out = p->out + (row + r) * p->out_stride + column;
         if (here == PANEL) {
             store(out, sums[r].left);
             store(out + LANES, sums[r].right);
@@ -108,28 +108,36 @@ static void finish(const Product *p, int64_t row, int64_t panel, Pair *sums, int
     }
 }
 
-void nightmill_linear(const Product *p) {
-    const int64_t width = p->gate == NO_GATE ? PANEL : LANES, panels = (p->outputs + width - 1) / width;
+static inline int64_t panels_of(const Product *p) {
+    const int64_t width = p->gate == NO_GATE ? PANEL : LANES;
+    return (p->outputs + width - 1) / width;
+}
+
+/* `count` rows from `from` on, by the panels [begin, end); the thread goes on to panel `last`. */
+static void multiply_panels(const Product *p, int64_t from, int64_t count, int64_t begin, int64_t end, int64_t last) {
     const int64_t panel_bytes = p->inputs * PANEL * (int64_t)sizeof(float);
-    const int64_t across = threads_across(p->threads, panels), down = p->threads / across;
+    const int64_t tiles = (count + TALL - 1) / TALL, quads = tiles * (p->inputs / QUAD + 1);
+    for (int64_t panel = begin; panel < end; panel++)
+        for (int64_t tile = 0; tile < tiles; tile++) {
+            const int64_t row = from + cut(count, tile, tiles), tall = from + cut(count, tile + 1, tiles) - row;
+            const char *next = (const char *)p->panels + (panel + 1) * panel_bytes;
+            const Ahead ahead = {next + panel_bytes * tile / tiles, panel + 1 < last ? panel_bytes / quads : 0};
+            Pair sums[TALL];
+            multiply(p, row, panel, ahead, sums, tall);
+            finish(p, row, panel, sums, tall);
+        }
+}
+
+void nightmill_linear(const Product *p) {
+    const int64_t panels = panels_of(p), across = threads_across(p->threads, panels), down = p->threads / across;
 #pragma omp parallel for schedule(static, 1) num_threads(p->threads)
     for (int64_t part = 0; part < across * down; part++) {
         const int64_t begin = cut(panels, part % across, across), end = cut(panels, part % across + 1, across);
         const int64_t top = cut(p->rows, part / across, down), bottom = cut(p->rows, part / across + 1, down);
         const int64_t passes = (bottom - top + MOST_ROWS - 1) / MOST_ROWS;
         for (int64_t pass = 0; pass < passes; pass++) {
-            const int64_t from = top + cut(bottom - top, pass, passes), rows = top + cut(bottom - top, pass + 1, passes) - from;
-            const int64_t tiles = (rows + TALL - 1) / TALL;
-            const int64_t quads = tiles * (p->inputs / QUAD + 1);
-            for (int64_t panel = begin; panel < end; panel++)
-                for (int64_t tile = 0; tile < tiles; tile++) {
-                    const int64_t row = from + cut(rows, tile, tiles), tall = from + cut(rows, tile + 1, tiles) - row;
-                    const char *next = (const char *)p->panels + (panel + 1) * panel_bytes;
-                    const Ahead ahead = {next + panel_bytes * tile / tiles, panel + 1 < end ? panel_bytes / quads : 0};
-                    Pair sums[TALL];
-                    multiply(p, row, panel, ahead, sums, tall);
-                    finish(p, row, panel, sums, tall);
-                }
+            const int64_t from = top + cut(bottom - top, pass, passes);
+            multiply_panels(p, from, top + cut(bottom - top, pass + 1, passes) - from, begin, end, end);
         }
     }
 }

@@ -44,7 +44,19 @@ static inline vec mul_add(vec a, vec b, vec c) {
 }
 
 static inline vec choose(ivec where, vec a, vec b) { return (vec)(((ivec)a & where) | ((ivec)b & ~where)); }
-static inline vec larger(vec a, vec b) { return choose(a > b, a, b); }
+
+/* b where a is not a number, as in a > b ? a : b. Written out, since the compiler makes three instructions of it. */
+static inline vec larger(vec a, vec b) {
+#if defined(__AVX512F__)
+    return (vec)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (vec)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return choose(a > b, a, b);
+#endif
+}
+
+static inline vec smaller(vec a, vec b) { return -larger(-a, -b); }
 
 static inline float sum(vec x) {
     const union { vec whole; quad part[LANES / 4]; } all = {x};
@@ -67,8 +79,8 @@ static inline int any(ivec x) {
 
 /* exp(x) for x <= 88; not a number stays so. Cephes' polynomial, 2 units in the last place. */
 static inline vec exponential(vec x) {
-    const vec low = splat(-87.0f), magic = splat(12582912.0f);
-    x = choose(x < low, low, x);
+    const vec magic = splat(12582912.0f);
+    x = larger(splat(-87.0f), x);
     const vec shifted = mul_add(x, splat(1.44269504f), magic);
     const vec n = shifted - magic;
     const vec r = mul_add(n, splat(2.12194440e-4f), mul_add(n, splat(-0.693359375f), x));
@@ -85,6 +97,6 @@ static inline vec exponential(vec x) {
 
 /* softcap * tanh(x / softcap), by tanh(x) = 1 - 2 / (exp(2 x) + 1); beyond 40 it is 1 in float32 */
 static inline vec capped(vec x, float softcap) {
-    const vec twice = x * (2.0f / softcap), most = splat(80.0f);
-    return softcap * (1.0f - 2.0f / (exponential(choose(twice > most, most, twice)) + 1.0f));
+    const vec twice = x * (2.0f / softcap);
+    return softcap * (1.0f - 2.0f / (exponential(smaller(splat(80.0f), twice)) + 1.0f));
 }

@@ -4,8 +4,7 @@ enum { SILU, GELU_TANH };
 static inline vec activated(vec x, int32_t kind) {
     vec steep = x; /* x / (1 + exp(-steep)); tanh(u) = 2 / (1 + exp(-2 u)) - 1 makes one of the other */
     if (kind == GELU_TANH) steep = 1.5957691216f * (x + 0.044715f * (x * x * x));
-    const vec lowest = splat(-87.0f);
-    return x / (1.0f + exponential(-choose(steep < lowest, lowest, steep)));
+    return x / (1.0f + exponential(-larger(splat(-87.0f), steep)));
 }
 
 void nightmill_gate(float *gate, const float *up, int64_t count, int32_t kind, int32_t threads) {

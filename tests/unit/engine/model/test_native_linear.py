@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from engine.attention.pick import Best, pick_in_torch
 from engine.model.native_linear import NativeLinears
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
@@ -92,3 +93,48 @@ def test_other_rows_than_the_layer_takes_are_refused(make: NativeLinears) -> Non
         linear(torch.randn(2, 4, dtype=torch.float64))
     with pytest.raises(TypeError, match=r"given torch\.float32 \(2, 5\)"):
         linear(torch.randn(2, 5))
+
+
+@pytest.mark.parametrize("outputs", [1, 31, 32, 300, 1000])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_best_output_is_picked_while_it_is_multiplied(make: NativeLinears, outputs: int, threads: int) -> None:
+    torch.manual_seed(outputs)
+    weight = torch.randn(outputs, 24)
+    weight[outputs // 2] = weight[-1]  # the first of equal ones wins
+    linear, before = make(weight, torch.zeros(outputs)), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for count in (1, 9, 300):
+            rows = torch.randn(count, 24)
+            best, expected = (Best.start(count, rows.device) for _ in range(2))
+            for first_column in (0, outputs):
+                linear.pick(rows, first_column, best)
+                pick_in_torch(linear(rows), first_column, expected)
+
+            assert torch.equal(best.token, expected.token)
+            assert torch.equal(best.logit, expected.logit)
+            torch.testing.assert_close(best.total, expected.total)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_is_no_number_shows_in_the_picked_row_alone(make: NativeLinears) -> None:
+    linear, rows = make(torch.randn(400, 24), None), torch.randn(5, 24)
+    rows[3, 2] = torch.nan
+    best = Best.start(5, rows.device)
+
+    linear.pick(rows, 0, best)
+
+    assert best.logprob().isfinite().tolist() == [True, True, True, False, True]
+
+
+def test_a_picked_row_has_the_same_bits_in_every_batch(make: NativeLinears) -> None:
+    linear, rows = make(torch.randn(1000, 24), None), torch.randn(300, 24)
+    whole = Best.start(300, rows.device)
+    linear.pick(rows, 0, whole)
+    for count in (1, 2, 7, 8, 9, 256, 299):
+        part = Best.start(count, rows.device)
+        linear.pick(rows[-count:], 0, part)
+
+        assert torch.equal(part.logprob(), whole.logprob()[-count:])
+        assert torch.equal(part.token, whole.token[-count:])
