@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,8 +22,13 @@ def build_engine(source: str | Path, config: EngineConfig) -> Engine:
         keep_freed_memory()
     # In a thread that ends: OpenMP keeps a pool of threads for each thread that ever computed. Were there one for this
     # thread beside the engine's, they would be more than the cores, and then they sleep between matrix products.
+    gc.unfreeze()  # what is left of an engine before this one can be collected again
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="load") as loader:
-        return loader.submit(_build, source, config).result()
+        engine = loader.submit(_build, source, config).result()
+    if config.frozen_objects:
+        gc.collect()
+        gc.freeze()
+    return engine
 
 
 def _build(source: str | Path, config: EngineConfig) -> Engine:
