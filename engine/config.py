@@ -12,7 +12,7 @@ class EngineConfig:
     """Every switch of the engine. `cache_bytes=None` takes a share of the free memory at start."""
 
     device: str = "cpu"
-    dtype: str = "float32"  # float32, bfloat16, float16 or auto (the checkpoint's own)
+    dtype: str = "float32"  # float32, bfloat16, float16, auto (the checkpoint's own), or int8: float32 but for weights
     block_size: int = 16
     max_batch_tokens: int = 1024  # token budget of one step
     max_sequences: int = 256  # sequences running at once: the batch target
@@ -48,5 +48,11 @@ class EngineConfig:
             raise ConfigError(f"max_sequences is {self.max_sequences}; it must be at least 1")
         if self.strict and not self.packed_weights:
             raise ConfigError("strict is on and packed_weights off; products of unpacked weights depend on the batch")
-        if self.dtype not in ("float32", "bfloat16", "float16", "auto"):
-            raise ConfigError(f"dtype is {self.dtype!r}; use float32, bfloat16, float16 or auto")
+        if self.dtype not in ("float32", "bfloat16", "float16", "auto", "int8"):
+            raise ConfigError(f"dtype is {self.dtype!r}; use float32, bfloat16, float16, auto or int8")
+        if self.weights_in_8_bits and not (self.packed_weights and self.native_linear):
+            raise ConfigError("dtype is int8, which needs packed_weights and native_linear; one of them is off")
+
+    @property
+    def weights_in_8_bits(self) -> bool:
+        return self.dtype == "int8"

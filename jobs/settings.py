@@ -74,7 +74,7 @@ class Settings(BaseSettings):
 
     # --- engine (see engine.config.EngineConfig) --------------------------------------------------------------
     device: str = "cpu"
-    dtype: Literal["float32", "bfloat16", "float16", "auto"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16", "auto", "int8"] = "float32"
     block_size: int = 16
     max_batch_tokens: int = 1024
     max_sequences: int = 256

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from engine.attention.compile import CannotCompile
 from engine.config import EngineConfig
+from engine.errors import ModelRefused
 from engine.model.native_linear import NativeLinears
 from engine.model.packed import LinearMaker, OneDnnLinear, plain_linear
 from engine.model.steady import SteadyLinear, SteadyLinears
@@ -23,12 +24,25 @@ class Linears:
 
 
 def choose_linears(config: EngineConfig, packable: bool) -> Linears:
+    if config.weights_in_8_bits and not packable:
+        raise ModelRefused("weights in 8 bits are for models on a CPU whose torch has oneDNN")
     if not (config.packed_weights and packable):
         return Linears(plain_linear)
+    if config.weights_in_8_bits:
+        return _narrow(config)
     native = _native() if config.native_linear else None
     if config.strict:
         return Linears(SteadyLinears(config.max_batch_tokens, native or SteadyLinear), native)
     return Linears(native or OneDnnLinear, native)
+
+
+def _narrow(config: EngineConfig) -> Linears:
+    """Raises ModelRefused without the kernel: in any other way they would be floats again."""
+    try:
+        native = NativeLinears(narrow=True)
+    except CannotCompile as error:
+        raise ModelRefused(f"weights in 8 bits need the C kernel: {error}") from error
+    return Linears(SteadyLinears(config.max_batch_tokens, native) if config.strict else native, native)
 
 
 def _native() -> NativeLinears | None:

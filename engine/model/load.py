@@ -24,6 +24,7 @@ from engine.model.layers import DeclaredLayer, ObservedLayer, declared_layers, f
 from engine.model.linears import Linears, choose_linears
 from engine.model.memory import cache_sizes
 from engine.model.mixers import connect_mixers, find_mixers, mixer_layers
+from engine.model.narrow import round_linears
 from engine.model.norms import FusedNorm, fuse_norms
 from engine.model.packed import (
     LinearMaker,
@@ -89,7 +90,9 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
     if config.threads is not None:
         torch.set_num_threads(config.threads)  # before anything is tried out
     device = torch.device(config.device)
-    model = _read(source, config.dtype, device)
+    model = _read(source, "float32" if config.weights_in_8_bits else config.dtype, device)
+    if config.weights_in_8_bits:
+        round_linears(model)
     text_config = model.config.get_text_config()
     if hasattr(model, "set_experts_implementation") and hasattr(text_config, "num_experts_per_tok"):
         # The default's matrix shapes depend on the batch; this one's do not.

@@ -9,6 +9,7 @@ from torch import nn
 
 from engine.attention.compile import CannotCompile, load_kernel
 from engine.attention.pick import Best
+from engine.model.narrow import narrowed
 from engine.model.packed import PackedLinear
 
 
@@ -18,6 +19,7 @@ class _Product(ctypes.Structure):
     _fields_ = (
         ("x", ctypes.c_void_p),
         ("panels", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("rows", ctypes.c_int64),
@@ -34,14 +36,21 @@ _NO_GATE = -1
 
 
 class NativeLinear(PackedLinear):
-    """A row's result has the same bits however many rows come with it."""
+    """A row's result has the same bits however many rows come with it. `narrow`: weights are kept in 8 bits."""
 
-    def __init__(self, kernel: ctypes.CDLL, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, kernel: ctypes.CDLL, weight: torch.Tensor, bias: torch.Tensor | None, narrow: bool = False
+    ) -> None:
         super().__init__(weight)
         more = -len(weight) % kernel.nightmill_panel()
-        panels = _filled(weight, more).view(-1, kernel.nightmill_panel(), self.in_features)
-        # Some models read `weight.dtype` or `weight.device`, so the packed tensor goes by that name.
-        self.weight = panels.transpose(1, 2).contiguous()
+        rows = _filled(weight, more)
+        self._scales: torch.Tensor | None = None
+        if narrow:
+            rows, scales = narrowed(rows)
+            self._scales = scales.contiguous()
+        panels = rows.view(-1, kernel.nightmill_panel(), self.in_features)
+        self._panels = panels.transpose(1, 2).contiguous()
+        self.weight = weight.new_empty(0)  # some models read its type or device
         self.bias = None if bias is None else _filled(bias, more)
         self._kernel = kernel
         self._gate = _NO_GATE
@@ -74,7 +83,8 @@ class NativeLinear(PackedLinear):
     def _product(self, flat: torch.Tensor, out: int | None) -> _Product:
         return _Product(
             x=flat.data_ptr(),
-            panels=self.weight.data_ptr(),
+            panels=self._panels.data_ptr(),
+            scales=None if self._scales is None else self._scales.data_ptr(),
             bias=None if self.bias is None else self.bias.data_ptr(),
             out=out,
             rows=len(flat),
@@ -90,10 +100,12 @@ class NativeLinear(PackedLinear):
 class NativeGate(NativeLinear):
     """`act(gate(x)) * up(x)` as one product; `activation` as in kernel/8_elementwise.c."""
 
-    def __init__(self, kernel: ctypes.CDLL, gate: nn.Linear, up: nn.Linear, activation: int) -> None:
+    def __init__(
+        self, kernel: ctypes.CDLL, gate: nn.Linear, up: nn.Linear, activation: int, narrow: bool = False
+    ) -> None:
         half = kernel.nightmill_panel() // 2
         biases = _bias(gate), _bias(up)
-        super().__init__(kernel, _side_by_side(gate.weight, up.weight, half), _side_by_side(*biases, half))
+        super().__init__(kernel, _side_by_side(gate.weight, up.weight, half), _side_by_side(*biases, half), narrow)
         self.out_features = gate.out_features
         self._gate = activation
 
@@ -117,7 +129,8 @@ def _side_by_side(left: torch.Tensor, right: torch.Tensor, count: int) -> torch.
 class NativeLinears:
     """Makes layers of the kernel. Raises CannotCompile where there is none, or none that would be faster."""
 
-    def __init__(self) -> None:
+    def __init__(self, narrow: bool = False) -> None:
+        self._narrow = narrow
         self._kernel = load_kernel()
         self._kernel.nightmill_linear.restype = self._kernel.nightmill_linear_pick.restype = None
         self._kernel.nightmill_linear_pick_scratch.restype = ctypes.c_int64
@@ -125,7 +138,7 @@ class NativeLinears:
             raise CannotCompile("this processor has no fused multiply-add of 8 numbers")
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> NativeLinear:
-        return NativeLinear(self._kernel, weight, bias)
+        return NativeLinear(self._kernel, weight, bias, self._narrow)
 
     def gate(self, gate: nn.Linear, up: nn.Linear, activation: int) -> NativeGate:
-        return NativeGate(self._kernel, gate, up, activation)
+        return NativeGate(self._kernel, gate, up, activation, self._narrow)

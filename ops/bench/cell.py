@@ -59,7 +59,7 @@ def identity(options: argparse.Namespace) -> dict[str, Any]:
         "new_tokens_per_row": options.new_tokens,
         "threads": options.threads,
         "options": json.loads(options.options),
-        "dtype": ENGINES[options.engine].precision,
+        "dtype": json.loads(options.options).get("dtype", ENGINES[options.engine].precision),
         "cpu": cpu_model(),
         "versions": versions(),
         "commit": git_commit(),

@@ -21,6 +21,7 @@ from engine.attention.choose import choose_backend
 from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
 from engine.model.batch import pack
+from engine.model.linears import choose_linears
 from engine.request import SamplingParams
 from engine.step import Chunk
 from ops.bench.limit import ModelShape, Product, Rates, shape_of
@@ -52,7 +53,10 @@ def product_rates(product: Product, rows: tuple[int, ...], at_least: float) -> l
     """The best way for each number of rows, in GFLOP/s."""
     weight = torch.randn(product.outputs, product.inputs)
     packed = torch.ops.mkldnn._reorder_linear_weight(weight, 32)
-    tiles = [torch.ops.mkldnn._reorder_linear_weight(part, 32) for part in weight.split(TILE_COLUMNS)]
+    parts = weight.split(TILE_COLUMNS)
+    tiles = [torch.ops.mkldnn._reorder_linear_weight(part, 32) for part in parts]
+    make = choose_linears(EngineConfig(), packable=True).make
+    own, own_tiles = make(weight, None), [make(part, None) for part in parts]
     found = []
     for count in rows:
         if product.outputs >= HEAD_COLUMNS and count > HEAD_ROWS:
@@ -62,11 +66,13 @@ def product_rates(product: Product, rows: tuple[int, ...], at_least: float) -> l
         ways: dict[str, Callable[[], Any]] = {
             "plain": lambda batch=batch, out=out: torch.mm(batch, weight.t(), out=out),
             "packed": lambda batch=batch: torch.ops.mkldnn._linear_pointwise(batch, packed, None, "none", [], ""),
+            "ours": lambda batch=batch: own(batch),
         }
         if product.outputs >= HEAD_COLUMNS:
             ways["packed tiles"] = lambda batch=batch: [
                 torch.ops.mkldnn._linear_pointwise(batch, tile, None, "none", [], "") for tile in tiles
             ]
+            ways["our tiles"] = lambda batch=batch: [tile(batch) for tile in own_tiles]
         rates = {name: 2 * count * weight.numel() / seconds_of(run, at_least) / 1e9 for name, run in ways.items()}
         best = max(rates, key=lambda name: rates[name])
         found.append({"rows": count, "gflop_s": round(rates[best], 2), "by": best})

@@ -6,7 +6,9 @@
  * same bits whatever stands beside it, and however many threads there are. While a panel is multiplied, the next one is
  * asked for, spread evenly over the work: in batches that decode, weights come from memory.
  *
- * A gated product, out = act(x * gate^T) * (x * up^T), has LANES outputs of the gate and the same of up in each panel. */
+ * A gated product, out = act(x * gate^T) * (x * up^T), has LANES outputs of the gate and the same of up in each panel.
+ *
+ * Weights may be numbers of 8 bits, of which each output has a scale; they become floats on their way into a register. */
 #ifdef __AVX512F__
 enum { TALL = 8 };
 #else
@@ -16,7 +18,8 @@ enum { PANEL = 2 * LANES, QUAD = 4, MOST_ROWS = 256 };
 
 typedef struct {
     const float *x; /* [rows][inputs], x_stride apart */
-    const float *panels; /* [panels][inputs][PANEL] */
+    const void *panels; /* [panels][inputs][PANEL], of floats, or of 8 bits where there are scales */
+    const float *scales; /* [panels][PANEL], or none */
     const float *bias; /* [panels][PANEL], or none */
     float *out; /* [rows][outputs], out_stride apart */
     int64_t rows, inputs, outputs, x_stride, out_stride;
@@ -33,19 +36,40 @@ typedef struct {
 
 typedef struct { vec left, right; } Pair;
 
+static inline Pair pair_of(const float *numbers, int64_t panel) {
+    if (!numbers) return (Pair){{0}, {0}};
+    return (Pair){load(numbers + panel * PANEL), load(numbers + panel * PANEL + LANES)};
+}
+
+/* The LANES weights from number `at` on. */
+static inline __attribute__((always_inline)) vec weights(const void *panels, int64_t at, const int narrow) {
+    if (!narrow) return load((const float *)panels + at);
+    const int8_t *bytes = (const int8_t *)panels + at;
+#if defined(__AVX512F__)
+    return (vec)_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)bytes)));
+#elif defined(__AVX2__)
+    return (vec)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)bytes)));
+#else
+    vec wide;
+    for (int i = 0; i < LANES; i++) wide[i] = bytes[i];
+    return wide;
+#endif
+}
+
 static inline __attribute__((always_inline)) void multiply_rows(const Product *p, int64_t row, int64_t panel, Ahead ahead,
-                                                                Pair *sums, const int tall) {
-    const int64_t stride = p->x_stride;
-    const float *x = p->x + row * stride, *w = p->panels + panel * p->inputs * PANEL;
+                                                                Pair *sums, const int tall, const int narrow) {
+    const int64_t stride = p->x_stride, w = panel * p->inputs * PANEL;
+    const float *x = p->x + row * stride;
     const float *thirds[3] = {x, x + 3 * stride, x + 6 * stride}; /* few addresses for many rows */
     Pair sum[TALL];
-    const Pair first = p->bias ? (Pair){load(p->bias + panel * PANEL), load(p->bias + panel * PANEL + LANES)} : (Pair){{0}, {0}};
+    const Pair bias = pair_of(p->bias, panel), first = narrow ? (Pair){{0}, {0}} : bias;
 #pragma GCC unroll 8
     for (int r = 0; r < tall; r++) sum[r] = first;
     const int64_t whole = p->inputs - p->inputs % QUAD;
 #define MULTIPLY(k) \
     { \
-        const vec left = load(w + (k) * PANEL), right = load(w + (k) * PANEL + LANES); \
+        const vec left = weights(p->panels, w + (k) * PANEL, narrow); \
+        const vec right = weights(p->panels, w + (k) * PANEL + LANES, narrow); \
         _Pragma("GCC unroll 8") for (int r = 0; r < tall; r++) { \
             const vec number = splat(thirds[r / 3][(r % 3) * stride + (k)]); \
             sum[r].left = mul_add(number, left, sum[r].left); \
@@ -62,22 +86,26 @@ static inline __attribute__((always_inline)) void multiply_rows(const Product *p
 #undef MULTIPLY
 #pragma GCC unroll 8
     for (int r = 0; r < tall; r++) sums[r] = sum[r];
+    if (!narrow) return;
+    const Pair scale = pair_of(p->scales, panel);
+    for (int r = 0; r < tall; r++)
+        sums[r] = (Pair){mul_add(sum[r].left, scale.left, bias.left), mul_add(sum[r].right, scale.right, bias.right)};
 }
 
 /* The sums of `tall` rows, at most TALL. */
 static void multiply(const Product *p, int64_t row, int64_t panel, Ahead ahead, Pair *sums, int64_t tall) {
+#define CASE(n) \
+    case n: \
+        if (p->scales) multiply_rows(p, row, panel, ahead, sums, n, 1); \
+        else multiply_rows(p, row, panel, ahead, sums, n, 0); \
+        break;
     switch (tall) {
-    case 1: multiply_rows(p, row, panel, ahead, sums, 1); break;
-    case 2: multiply_rows(p, row, panel, ahead, sums, 2); break;
-    case 3: multiply_rows(p, row, panel, ahead, sums, 3); break;
-    case 4: multiply_rows(p, row, panel, ahead, sums, 4); break;
-    case 5: multiply_rows(p, row, panel, ahead, sums, 5); break;
-    case 6: multiply_rows(p, row, panel, ahead, sums, 6); break;
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
 #ifdef __AVX512F__
-    case 7: multiply_rows(p, row, panel, ahead, sums, 7); break;
-    case 8: multiply_rows(p, row, panel, ahead, sums, 8); break;
+        CASE(7) CASE(8)
 #endif
     }
+#undef CASE
 }
 
 /* The part of `count` that is number `part` of `parts`. */
@@ -115,7 +143,7 @@ static inline int64_t panels_of(const Product *p) {
 
 /* `count` rows from `from` on, by the panels [begin, end); the thread goes on to panel `last`. */
 static void multiply_panels(const Product *p, int64_t from, int64_t count, int64_t begin, int64_t end, int64_t last) {
-    const int64_t panel_bytes = p->inputs * PANEL * (int64_t)sizeof(float);
+    const int64_t panel_bytes = p->inputs * PANEL * (p->scales ? 1 : (int64_t)sizeof(float));
     const int64_t tiles = (count + TALL - 1) / TALL, quads = tiles * (p->inputs / QUAD + 1);
     for (int64_t panel = begin; panel < end; panel++)
         for (int64_t tile = 0; tile < tiles; tile++) {
