@@ -4,7 +4,7 @@
 |---|---|
 | schedule, update | the scheduler before and after the run, as the engine counts them itself |
 | inputs | from plain numbers to tensors, copies of blocks, plans of the attention |
-| forward | the model and its output projection, without attention |
+| forward | the model and its output projection, without attention; greedy choices that are made with it |
 | attention | the attention calls, writing this step's keys and values included |
 | sampling | from logits to tokens |
 | idle | the rest of the wall clock: no step ran |
@@ -70,12 +70,14 @@ class Stopwatch:
         finally:
             self.sums[name] += time.perf_counter() - begin
 
-    def attach(self, runner: type, layers: type) -> None:
+    def attach(self, runner: type, layers: type, tiles: type) -> None:
         """Time these classes' methods from now on: the process is the cell's own, so nothing is put back."""
         for owner, method, wrapped in (
             (runner, "_forward", lambda own: self._timed("forward", own)),
             (layers, "attend", lambda own: self._timed("attention", own)),
-            (runner, "_sample", lambda own: self._timed("sample", self._with_timed_tiles(own))),
+            (runner, "_sample", lambda own: self._timed("sample", own)),
+            (tiles, "pick", lambda own: self._timed("logits", own)),
+            (tiles, "__call__", self._timed_tiles),
             (runner, "run", self._noting_steps),
         ):
             setattr(owner, method, wrapped(getattr(owner, method)))
@@ -88,23 +90,20 @@ class Stopwatch:
 
         return timed
 
-    def _with_timed_tiles(self, sample: Callable[..., Any]) -> Callable[..., Any]:
+    def _timed_tiles(self, project: Callable[..., Any]) -> Callable[..., Any]:
         """The output projection runs while its tiles are asked for: that time is not the sampler's."""
 
-        @functools.wraps(sample)
-        def with_timed_tiles(owner: Any, draws: Any, rows: Any, tiles: Any) -> Any:
-            def timed(selected: Any) -> Iterator[Any]:
-                produced = iter(tiles(selected))
-                while True:
-                    with self.timing("logits"):
-                        tile = next(produced, None)
-                    if tile is None:
-                        return
-                    yield tile
+        @functools.wraps(project)
+        def timed_tiles(*arguments: Any) -> Iterator[Any]:
+            produced = iter(project(*arguments))
+            while True:
+                with self.timing("logits"):
+                    tile = next(produced, None)
+                if tile is None:
+                    return
+                yield tile
 
-            return sample(owner, draws, rows, timed)
-
-        return with_timed_tiles
+        return timed_tiles
 
     def _noting_steps(self, run: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(run)

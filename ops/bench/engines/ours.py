@@ -9,6 +9,7 @@ import numpy as np
 from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.loop import Engine
+from engine.model.project import ProjectedTiles
 from engine.model.runner import ModelRunner, PagedLayers
 from engine.request import Completion, Request, SamplingParams
 from engine.stats import EngineTotals
@@ -24,7 +25,7 @@ COUNTS = ("num_steps", "step_tokens", "preemptions", "recomputed_tokens", "forke
 def nightmill(setup: Setup) -> Batch:
     """Every row has its own seed, as rows of a job do."""
     stopwatch = Stopwatch()
-    stopwatch.attach(ModelRunner, PagedLayers)
+    stopwatch.attach(ModelRunner, PagedLayers, ProjectedTiles)
     config = EngineConfig(threads=setup.threads, **setup.options)
     engine = build_engine(setup.model_dir, config)
     engine.start()

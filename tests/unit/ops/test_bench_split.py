@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.model.project import ProjectedTiles
 from engine.model.runner import ModelRunner, PagedLayers
 from ops.bench.split import PARTS, RunSeconds, Stopwatch, occupancy, split_of
 
@@ -21,6 +22,14 @@ class Runner:
 
     def run(self, step: object) -> list[int]:
         return [1]
+
+
+class Tiles:
+    def pick(self, rows: str) -> bool:
+        return rows == "rows"
+
+    def __call__(self, rows: str) -> Iterator[tuple[int, str]]:
+        yield from [(0, "tile"), (8, "tile")]
 
 
 class Layers:
@@ -46,22 +55,22 @@ def test_parts_add_up_to_the_wall_clock():
 
 def test_every_method_that_is_timed_exists():
     assert all(callable(getattr(ModelRunner, name)) for name in ("_forward", "_sample", "run"))
-    assert callable(PagedLayers.attend)
+    assert all(map(callable, (PagedLayers.attend, ProjectedTiles.pick, ProjectedTiles.__call__)))
 
 
 def test_timed_methods_answer_as_before_and_their_time_is_kept():
     stopwatch = Stopwatch()
-    stopwatch.attach(Runner, Layers)
-    runner, made = Runner(), [(0, "tile"), (8, "tile")]
-
-    def tiles(rows: str) -> Iterator[tuple[int, str]]:
-        yield from made
+    stopwatch.attach(Runner, Layers, Tiles)
+    runner, tiles = Runner(), Tiles()
 
     answers = (runner._forward(), Layers().attend(), runner._sample([], "rows", tiles), runner.run(Step()))
 
-    assert answers == ("rows", 7, made, [1])
+    assert answers == ("rows", 7, [(0, "tile"), (8, "tile")], [1])
     assert all(seconds > 0 for seconds in stopwatch.sums.values())
     assert stopwatch.sums["logits"] < stopwatch.sums["sample"]
+    before = stopwatch.sums["logits"]
+    assert tiles.pick("rows")
+    assert stopwatch.sums["logits"] > before
     assert [count for _, count in stopwatch.steps] == [2]
 
 
