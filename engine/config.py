@@ -14,7 +14,7 @@ class EngineConfig:
     device: str = "cpu"
     dtype: str = "float32"  # float32, bfloat16, float16, auto (the checkpoint's own), or int8: float32 but for weights
     block_size: int = 16
-    max_batch_tokens: int = 1024  # token budget of one step
+    max_batch_tokens: int = 4096  # token budget of one step
     max_sequences: int = 256  # sequences running at once: the batch target
     cache_bytes: int | None = None
     num_blocks: int | None = None  # blocks per layer group; overrides cache_bytes (tests, ablation)
@@ -25,6 +25,7 @@ class EngineConfig:
     packed_weights: bool = True  # linear layers in the order in which products read them, on CPU
     native_linear: bool = True  # products of packed weights by the C kernel where a compiler exists; else by oneDNN
     gated_products: bool = True  # gate, up and activation are one product, with native_linear and fused_elementwise
+    joined_products: bool = True  # layers that are given the same rows are one product, with native_linear
     picked_products: bool = True  # greedy tokens are chosen while logits are in the cache, with native_linear
     fused_norms: bool = True  # RMS norms by the C kernel on CPU where a compiler exists
     fused_elementwise: bool = True  # gated activations and rotary embeddings by the C kernel, likewise
