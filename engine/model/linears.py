@@ -44,7 +44,8 @@ def _narrow(config: EngineConfig) -> Linears:
     except CannotCompile as error:
         raise ModelRefused(f"weights in 8 bits need the C kernel: {error}") from error
     if config.strict:
-        return Linears(*(SteadyLinears(config.max_batch_tokens, make) for make in (native, exact)), native)
+        most = config.max_batch_tokens
+        return Linears(SteadyLinears(most, native), SteadyLinears(most, exact), native)
     return Linears(native, exact, native)
 
 
