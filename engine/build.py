@@ -20,9 +20,10 @@ def build_engine(source: str | Path, config: EngineConfig) -> Engine:
     """
     if config.kept_heap:
         keep_freed_memory()
+    gc.unfreeze()  # what is left of an engine before this one makes room: its layers are in cycles
+    gc.collect()
     # In a thread that ends: OpenMP keeps a pool of threads for each thread that ever computed. Were there one for this
     # thread beside the engine's, they would be more than the cores, and then they sleep between matrix products.
-    gc.unfreeze()  # what is left of an engine before this one can be collected again
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="load") as loader:
         engine = loader.submit(_build, source, config).result()
     if config.frozen_objects:

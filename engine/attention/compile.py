@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from importlib import resources
@@ -36,7 +38,10 @@ def load_kernel() -> ctypes.CDLL:
     source = "\n".join(file.read_text(encoding="utf-8") for file in files)
     library = cache_folder() / f"attention-{_key(source, compiler)}.so"
     if not library.exists():
-        _compile(compiler, source, library)
+        try:
+            _compile(compiler, source, library)
+        except OSError as error:
+            raise CannotCompile(f"the kernel cannot be written to {library.parent}: {error}") from error
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
@@ -44,7 +49,8 @@ def load_kernel() -> ctypes.CDLL:
 
 
 def cache_folder() -> Path:
-    """The user's own folder for compiled kernels; a private temporary one where that cannot be written."""
+    """The user's own folder for compiled kernels; where that cannot be written, a private one for temporary files, the
+    same for all of the user's processes. Raises CannotCompile where there is neither."""
     folder = Path(platformdirs.user_cache_dir("nightmill")) / "kernels"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -52,7 +58,19 @@ def cache_folder() -> Path:
             return folder
     except OSError:
         pass
-    return Path(tempfile.mkdtemp(prefix="nightmill-kernels-"))
+    try:
+        return _temporary_folder(Path(tempfile.gettempdir()) / f"nightmill-kernels-{os.getuid()}")
+    except OSError as error:
+        raise CannotCompile(f"there is no folder for the compiled kernel: {error}") from error
+
+
+def _temporary_folder(folder: Path) -> Path:
+    """`folder` if nobody else may write there; who made it could give us a kernel of theirs."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o022
+    return folder if private else Path(tempfile.mkdtemp(prefix="nightmill-kernels-"))
 
 
 def _key(source: str, compiler: str) -> str:

@@ -43,5 +43,6 @@ def pick_in_torch(tile: torch.Tensor, first_column: int, best: Best) -> None:
     highest, column = tile.max(dim=1)
     best.token.copy_(torch.where(highest > best.logit, column + first_column, best.token))
     peak = torch.maximum(best.logit, highest)
-    best.total.mul_(torch.exp(best.logit - peak)).add_(tile.sub_(peak[:, None]).exp_().sum(dim=1))
+    base = peak.masked_fill(peak == float("-inf"), 0.0)  # relative to nothing, -infinity has no weight
+    best.total.mul_(torch.exp(best.logit - base)).add_(tile.sub_(base[:, None]).exp_().sum(dim=1))
     best.logit.copy_(peak)

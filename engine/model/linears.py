@@ -17,9 +17,11 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Linears:
-    """`make` makes every linear layer; `native` is there where they are the kernel's."""
+    """`make` makes every linear layer; `native` is there where they are the kernel's. `make_exact` is for matrices that
+    are no linear layer's, which 8 bits leave as they are."""
 
     make: LinearMaker
+    make_exact: LinearMaker
     native: NativeLinears | None = None
 
 
@@ -27,22 +29,24 @@ def choose_linears(config: EngineConfig, packable: bool) -> Linears:
     if config.weights_in_8_bits and not packable:
         raise ModelRefused("weights in 8 bits are for models on a CPU whose torch has oneDNN")
     if not (config.packed_weights and packable):
-        return Linears(plain_linear)
+        return Linears(plain_linear, plain_linear)
     if config.weights_in_8_bits:
         return _narrow(config)
     native = _native() if config.native_linear else None
-    if config.strict:
-        return Linears(SteadyLinears(config.max_batch_tokens, native or SteadyLinear), native)
-    return Linears(native or OneDnnLinear, native)
+    make = SteadyLinears(config.max_batch_tokens, native or SteadyLinear) if config.strict else native or OneDnnLinear
+    return Linears(make, make, native)
 
 
 def _narrow(config: EngineConfig) -> Linears:
     """Raises ModelRefused without the kernel: in any other way they would be floats again."""
     try:
-        native = NativeLinears(narrow=True)
+        native, exact = NativeLinears(narrow=True), NativeLinears()
     except CannotCompile as error:
         raise ModelRefused(f"weights in 8 bits need the C kernel: {error}") from error
-    return Linears(SteadyLinears(config.max_batch_tokens, native) if config.strict else native, native)
+    if config.strict:
+        most = config.max_batch_tokens
+        return Linears(SteadyLinears(most, native), SteadyLinears(most, exact), native)
+    return Linears(native, exact, native)
 
 
 def _native() -> NativeLinears | None:

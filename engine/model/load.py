@@ -173,7 +173,7 @@ def _hook(model: Any, linears: Linears, config: EngineConfig, packable: bool) ->
     if config.strict:
         own = [module for module in model.modules() if isinstance(module, (PackedLinear, FusedNorm, FusedGate))]
         mixers = [module for module, _ in find_mixers(model)]
-        hold_row_by_row(model, logits_of_cuts, [*own, *mixers], linears.make)
+        hold_row_by_row(model, logits_of_cuts, [*own, *mixers], linears.make_exact)
 
     def logits_of_rows() -> torch.Tensor:
         given = logits_of_cuts()

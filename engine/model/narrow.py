@@ -15,8 +15,8 @@ _MOST = 127
 
 def narrowed(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`weight` [outputs, inputs] in 8 bits, and the scales [outputs] that make it what it was, to half a scale."""
-    scales = weight.abs().amax(dim=1) / _MOST
-    numbers = torch.round(weight / scales.clamp_min(torch.finfo(weight.dtype).tiny)[:, None])
+    scales = (weight.abs().amax(dim=1) / _MOST).clamp_min(torch.finfo(weight.dtype).tiny)
+    numbers = torch.round(weight / scales[:, None])
     return numbers.clamp_(-_MOST, _MOST).to(torch.int8), scales
 
 

@@ -83,7 +83,8 @@ class NativeLinear(PackedLinear):
     def pick(self, rows: torch.Tensor, first_column: int, best: Best) -> None:
         """Carry `best` over what the layer makes of `rows` [rows, in_features], as tokens from `first_column` on."""
         flat, threads = self._flat(rows), torch.get_num_threads()
-        parts = Best.start(threads * len(flat), flat.device)
+        count = self._kernel.nightmill_linear_pick_parts(ctypes.c_int64(self.out_features))
+        parts = Best.start(count * len(flat), flat.device)
         scratch = torch.empty(self._kernel.nightmill_linear_pick_scratch(threads))
         self._kernel.nightmill_linear_pick(
             ctypes.byref(self._product(flat, None)),
@@ -153,6 +154,7 @@ class NativeLinears:
         self._kernel = load_kernel()
         self._kernel.nightmill_linear.restype = self._kernel.nightmill_linear_pick.restype = None
         self._kernel.nightmill_linear_pick_scratch.restype = ctypes.c_int64
+        self._kernel.nightmill_linear_pick_parts.restype = ctypes.c_int64
         if not self._kernel.nightmill_multiplies_fast():
             raise CannotCompile("this processor has no fused multiply-add of 8 numbers")
 

@@ -1,41 +1,51 @@
-/* The best token of each row by a product whose logits do not leave the cache: some panels at a time, all rows, then what
- * nightmill_pick does. Each thread has columns of its own; in the end theirs are put together, the first columns first. */
+/* The best token of each row by a product whose logits do not leave the cache: a group of panels at a time, all rows, then
+ * what nightmill_pick does. Each group has picks of its own, which are put together in the order of their columns: the
+ * sums have one order, however many threads there are. */
 enum { GROUP = 8 }; /* panels */
 
 /* The memory that a call needs, in floats. */
 int64_t nightmill_linear_pick_scratch(int32_t threads) { return (int64_t)threads * MOST_ROWS * GROUP * PANEL; }
 
-static void pick_columns(const Product *p, int64_t begin, int64_t end, int64_t first_column, float *logits, Picks best) {
-    const int64_t passes = (p->rows + MOST_ROWS - 1) / MOST_ROWS;
+/* For how many parts of so many outputs it needs picks. */
+int64_t nightmill_linear_pick_parts(int64_t outputs) { return (outputs + GROUP * PANEL - 1) / (GROUP * PANEL); }
+
+static void pick_columns(const Product *p, int64_t begin, int64_t end, int64_t first_column, float *logits,
+                         const Picks *parts) {
+    const int64_t passes = (p->rows + MOST_ROWS - 1) / MOST_ROWS, panels = panels_of(p);
+    const int64_t last = end * GROUP < panels ? end * GROUP : panels;
     for (int64_t pass = 0; pass < passes; pass++) {
         const int64_t from = cut(p->rows, pass, passes), count = cut(p->rows, pass + 1, passes) - from;
-        for (int64_t panel = begin; panel < end; panel += GROUP) {
-            const int64_t next = panel + GROUP < end ? panel + GROUP : end, column = panel * PANEL;
+        for (int64_t group = begin; group < end; group++) {
+            const int64_t panel = group * GROUP, next = panel + GROUP < last ? panel + GROUP : last;
+            const int64_t column = panel * PANEL, at = group * p->rows;
             const int64_t columns = (next * PANEL < p->outputs ? next * PANEL : p->outputs) - column;
+            const Picks own = {parts->maximum + at, parts->token + at, parts->total + at};
             Product here = *p;
             here.out_stride = GROUP * PANEL;
             here.out = logits - from * here.out_stride - column;
-            multiply_panels(&here, from, count, panel, next, end);
+            multiply_panels(&here, from, count, panel, next, last);
             for (int64_t r = 0; r < count; r++)
-                pick_row(logits + r * here.out_stride, columns, first_column + column, best, from + r);
+                pick_row(logits + r * here.out_stride, columns, first_column + column, own, from + r);
         }
     }
 }
 
-/* `parts`: for each thread as many picks as there are rows, as they begin. */
+/* `parts`: for each part as many picks as there are rows, as they begin. */
 void nightmill_linear_pick(const Product *p, int64_t first_column, const Picks *best, const Picks *parts, float *scratch) {
-    const int64_t panels = panels_of(p), threads = p->threads < panels ? p->threads : panels;
+    const int64_t groups = nightmill_linear_pick_parts(p->outputs), threads = p->threads < groups ? p->threads : groups;
 #pragma omp parallel for schedule(static, 1) num_threads(p->threads)
     for (int64_t part = 0; part < threads; part++) {
-        const Picks own = {parts->maximum + part * p->rows, parts->token + part * p->rows, parts->total + part * p->rows};
         float *logits = scratch + part * MOST_ROWS * GROUP * PANEL;
-        pick_columns(p, cut(panels, part, threads), cut(panels, part + 1, threads), first_column, logits, own);
+        pick_columns(p, cut(groups, part, threads), cut(groups, part + 1, threads), first_column, logits, parts);
     }
-    for (int64_t i = 0; i < threads * p->rows; i++) {
-        const int64_t r = i % p->rows;
-        const float peak = parts->maximum[i] > best->maximum[r] ? parts->maximum[i] : best->maximum[r];
-        if (parts->maximum[i] > best->maximum[r]) best->token[r] = parts->token[i];
-        best->total[r] = best->total[r] * expf(best->maximum[r] - peak) + parts->total[i] * expf(parts->maximum[i] - peak);
-        best->maximum[r] = peak;
+#pragma omp parallel for schedule(static) num_threads(p->threads)
+    for (int64_t r = 0; r < p->rows; r++) {
+        for (int64_t i = r; i < groups * p->rows; i += p->rows) {
+            const float here = parts->maximum[i], before = best->maximum[r], peak = here > before ? here : before;
+            const float base = peak == -INFINITY ? 0.0f : peak;
+            if (here > before) best->token[r] = parts->token[i];
+            best->total[r] = best->total[r] * expf(before - base) + parts->total[i] * expf(here - base);
+            best->maximum[r] = peak;
+        }
     }
 }

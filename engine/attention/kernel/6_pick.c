@@ -18,6 +18,11 @@ static void pick_row(const float *row, int64_t columns, int64_t first_column, Pi
     float highest_here = highest(top), part = 0.0f;
     for (int64_t i = whole; i < columns; i++) highest_here = row[i] > highest_here ? row[i] : highest_here;
     const float before = best.maximum[r], peak = highest_here > before ? highest_here : before;
+    if (peak == -INFINITY) { /* relative to nothing: -infinity has no weight, and what is no number shows */
+        for (int64_t i = 0; i < columns; i++) part += expf(row[i]);
+        best.total[r] += part;
+        return;
+    }
     for (int64_t i = 0; i < whole; i += LANES) sums += exponential(load(row + i) - peak);
     for (int64_t i = whole; i < columns; i++) part += expf(row[i] - peak);
     if (any(bad)) part = NAN;

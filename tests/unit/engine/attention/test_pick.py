@@ -61,3 +61,14 @@ def test_a_row_that_is_not_finite_says_so_and_spoils_no_other(
 
     assert torch.isfinite(best.logprob()).tolist() == [True, False, True]
     assert best.token[[0, 2]].tolist() == expected[[0, 2]].tolist()
+
+
+def test_logits_of_minus_infinity_have_no_weight_even_as_a_whole_tile(backend: AttentionBackend) -> None:
+    logits = torch.randn(2, 60, generator=torch.Generator().manual_seed(1))
+    logits[0, :33] = logits[1] = -torch.inf
+
+    best = pick(backend, logits, 16)
+
+    assert best.token[0] == logits[0].argmax()
+    torch.testing.assert_close(best.logprob()[0], torch.log_softmax(logits[0], dim=0).max())
+    assert not best.logprob()[1].isfinite()

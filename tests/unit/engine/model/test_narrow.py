@@ -96,6 +96,25 @@ def test_a_model_of_8_bits_is_the_rounded_model(tmp_path: Path) -> None:
     assert torch.equal(loaded.model.get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
+def test_experts_that_are_no_linear_layers_stay_as_they_are_in_strict_mode_too(tmp_path: Path) -> None:
+    config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
+    model = transformers.MixtralForCausalLM(config)
+    for weight in model.parameters():
+        weight.data.normal_(std=0.3)
+    model.save_pretrained(tmp_path)
+
+    loaded = load_model(tmp_path, EngineConfig(num_blocks=8, dtype="int8", strict=True, max_batch_tokens=64))
+
+    layers = [module for module in loaded.model.modules() if isinstance(module, NativeLinear)]
+    assert len(layers) == 2 * 4
+
+
+def test_a_scale_that_is_hardly_a_number_keeps_the_weights_in_reach() -> None:
+    weight = torch.randn(4, 30) * 1e-37
+
+    assert (widened(weight) - weight).abs().max() <= torch.finfo(torch.float32).tiny
+
+
 @pytest.mark.parametrize("switch", ["packed_weights", "native_linear"])
 def test_without_the_kernel_they_are_refused(switch: str) -> None:
     with pytest.raises(ConfigError, match="dtype is int8, which needs packed_weights and native_linear"):

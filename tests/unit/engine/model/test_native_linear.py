@@ -128,13 +128,33 @@ def test_what_is_no_number_shows_in_the_picked_row_alone(make: NativeLinears) ->
     assert best.logprob().isfinite().tolist() == [True, True, True, False, True]
 
 
-def test_a_picked_row_has_the_same_bits_in_every_batch(make: NativeLinears) -> None:
-    linear, rows = make(torch.randn(1000, 24), None), torch.randn(300, 24)
-    whole = Best.start(300, rows.device)
-    linear.pick(rows, 0, whole)
-    for count in (1, 2, 7, 8, 9, 256, 299):
-        part = Best.start(count, rows.device)
-        linear.pick(rows[-count:], 0, part)
+def test_outputs_of_minus_infinity_have_no_weight_wherever_they_lie(make: NativeLinears) -> None:
+    rows, bias = torch.randn(3, 24), torch.zeros(1000)
+    bias[:300] = bias[400:990] = -torch.inf  # whole groups, and parts of them
+    linear, best = make(torch.randn(1000, 24), bias), Best.start(3, rows.device)
 
-        assert torch.equal(part.logprob(), whole.logprob()[-count:])
-        assert torch.equal(part.token, whole.token[-count:])
+    linear.pick(rows, 0, best)
+
+    logits = linear(rows)
+    assert torch.equal(best.token, logits.argmax(dim=1))
+    torch.testing.assert_close(best.logprob(), torch.log_softmax(logits, dim=1).amax(dim=1))
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 7])
+def test_a_picked_row_has_the_same_bits_in_every_batch_and_with_any_number_of_threads(
+    make: NativeLinears, threads: int
+) -> None:
+    linear, rows = make(torch.randn(1000, 24), None), torch.randn(300, 24)
+    whole, before = Best.start(300, rows.device), torch.get_num_threads()
+    torch.set_num_threads(1)
+    linear.pick(rows, 0, whole)
+    torch.set_num_threads(threads)
+    try:
+        for count in (1, 2, 7, 8, 9, 256, 300):
+            part = Best.start(count, rows.device)
+            linear.pick(rows[-count:], 0, part)
+
+            assert torch.equal(part.logprob(), whole.logprob()[-count:])
+            assert torch.equal(part.token, whole.token[-count:])
+    finally:
+        torch.set_num_threads(before)
