@@ -112,6 +112,18 @@ def test_shards_are_row_groups_that_partition_the_rows(planner: Planner) -> None
     assert all(shard.cost_tokens == 100 - 9 for shard in plan.shards)  # nine rows share the first token
 
 
+def test_shards_have_the_size_that_was_asked_for_however_small(planner: Planner) -> None:
+    prompts = {"prompt_token_ids": ids(*([i, i] for i in range(12)))}
+
+    _, by_rows = planner.plan(prompts, shard_rows=1)
+    _, by_tokens = planner.plan(prompts, shard_tokens=1)
+    _, by_default = planner.plan(prompts)
+
+    assert [len(shard) for shard in by_rows] == [1] * 12
+    assert [len(shard) for shard in by_tokens] == [1] * 12
+    assert [len(shard) for shard in by_default] == [12]
+
+
 def test_the_sums_hold_over_the_borders_of_batches(planner: Planner) -> None:
     prompts = [[i % 3, i % 31, i % 7, 5] for i in range(9000)]
 
