@@ -14,7 +14,7 @@ class EngineConfig:
     device: str = "cpu"
     dtype: str = "float32"  # float32, bfloat16, float16, auto (the checkpoint's own), or int8: float32 but for weights
     block_size: int = 16
-    max_batch_tokens: int = 1024  # token budget of one step
+    max_batch_tokens: int = 4096  # token budget of one step
     max_sequences: int = 256  # sequences running at once: the batch target
     cache_bytes: int | None = None
     num_blocks: int | None = None  # blocks per layer group; overrides cache_bytes (tests, ablation)

@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     device: str = "cpu"
     dtype: Literal["float32", "bfloat16", "float16", "auto", "int8"] = "float32"
     block_size: int = 16
-    max_batch_tokens: int = 1024
+    max_batch_tokens: int = 4096
     max_sequences: int = 256
     cache_bytes: int | None = None
     max_model_len: int | None = None  # tokens of prompt and output together, below the model's own limit
