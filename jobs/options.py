@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 from jobs.deadline import parse_deadline
 from jobs.sampling import SEED_LIMIT, Sampling
 
-Order = Literal["prefix", "input", "longest"]
+Order = Literal["longest-branch", "prefix", "input", "longest"]
 OnTooLong = Literal["error", "truncate-left", "truncate-right"]
 Resume = Literal["if_possible", "always", "never"]
 
@@ -51,7 +51,7 @@ class SubmitOptions:
     limit: int | None = None
     on_too_long: OnTooLong = "error"
     keep_columns: tuple[str, ...] | None = None
-    order: Order = "prefix"
+    order: Order = "longest-branch"
     shard_tokens: int | None = None
     shard_rows: int | None = None
     name: str | None = None

@@ -22,16 +22,14 @@ from jobs.columns import Columns
 from jobs.inputrows import encoded_rows
 from jobs.intake import TOKENS_KEY, RowEncoder
 from jobs.options import Order
-from jobs.planner import CutLimits, Int64s, RowCost, cached_lengths, cut_shards, shared_lengths
+from jobs.ordering import OrderedRows
+from jobs.planner import CutLimits, Int64s, RowCost, cached_lengths, cut_shards
 from jobs.tokens import TOKEN_BYTES, binary_to_tokens
 from jobs.unique import UniqueIds
 from storage.parquet.plan import PlanWriter
 from storage.parquet.reader import InputFiles
 from storage.parquet.schema import TOKENS
-from storage.parquet.sorting import ExternalSorter
 from storage.records import NewShard, PlanRecord
-
-DECODE_KEY = "decode_key"
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, rows done, rows in all) after each batch: `compare`, `read`, `write`. May raise to stop."""
@@ -90,7 +88,7 @@ def make_plan(task: PlanTask, progress: Progress = silent) -> Plan:
     total = total if task.only is None else len(task.only)
     totals, shards = _Totals(), []
     with ExitStack() as stack:
-        rows = stack.enter_context(_Ordered(task.rows.schema, task.order, task.scratch))
+        rows = stack.enter_context(OrderedRows(task.rows.schema, task.order, task.scratch))
         ids = stack.enter_context(UniqueIds(task.columns, task.rows.schema, task.scratch))
         for batch in _encoded(task):
             rows.add(batch)
@@ -152,40 +150,6 @@ def _encoded(task: PlanTask) -> Iterator[pa.RecordBatch]:
             yield batch.filter(pa.array(mask))
 
 
-class _Ordered:
-    """Rows in plan order, spilled to disk; the same rows by their tokens, for what the cache can save."""
-
-    def __init__(self, schema: pa.Schema, order: Order, scratch: Path) -> None:
-        self.order = order
-        self._keyed = schema.append(pa.field(DECODE_KEY, pa.int64()))
-        keys = {"prefix": TOKENS_KEY, "input": "row_index", "longest": DECODE_KEY}
-        self._rows = ExternalSorter(self._keyed, [keys[order]], scratch)
-        by_tokens = pa.schema([schema.field(TOKENS_KEY)])
-        self._by_tokens = None if order == "prefix" else ExternalSorter(by_tokens, [TOKENS_KEY], scratch)
-
-    def add(self, batch: pa.RecordBatch) -> None:
-        if self._by_tokens is not None:
-            self._by_tokens.add(batch.select([TOKENS_KEY]))
-        most_first = pc.negate(batch["decode_tokens"])
-        self._rows.add(pa.RecordBatch.from_arrays([*batch.columns, most_first], schema=self._keyed))
-
-    def sorted(self) -> Iterator[pa.RecordBatch]:
-        return self._rows.sorted()
-
-    def by_tokens(self) -> Iterator[pa.RecordBatch]:
-        """Only for orders in which the rows themselves do not come by their tokens."""
-        assert self._by_tokens is not None, "rows in prefix order are sorted once"
-        return self._by_tokens.sorted()
-
-    def __enter__(self) -> _Ordered:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._rows.close()
-        if self._by_tokens is not None:
-            self._by_tokens.close()
-
-
 class _Held:
     """Ordered batches that have not gone to a shard yet."""
 
@@ -208,33 +172,21 @@ class _Held:
         return taken
 
 
-def _costs(rows: _Ordered, held: _Held, totals: _Totals, task: PlanTask) -> Iterator[RowCost]:
+def _costs(rows: OrderedRows, held: _Held, totals: _Totals, task: PlanTask) -> Iterator[RowCost]:
     """What each row costs, in plan order; holds the rows for the shard that they will go to."""
-    in_prefix_order = rows.order == "prefix"
-    if not in_prefix_order:
-        for _, lengths, shared in _with_shared(rows.by_tokens()):
+    is_by_tokens = rows.is_by_tokens
+    if not is_by_tokens:
+        for _, lengths, shared in rows.by_tokens():
             _count_tokens(totals, lengths, shared)
-    for batch, lengths, shared in _with_shared(rows.sorted()):
+    for batch, lengths, shared in rows.sorted():
         held.add(batch)
-        if in_prefix_order:
+        if is_by_tokens:
             _count_tokens(totals, lengths, shared)
         codes = pc.value_counts(batch["error_code"].drop_null()).to_pylist()
         totals.errors.update({each["values"]: each["counts"] for each in codes})
         totals.outputs += pc.sum(batch["num_outputs"]).as_py()
         computed = lengths - cached_lengths(lengths, shared) + batch["decode_tokens"].to_numpy()
         yield from map(RowCost, computed.tolist(), shared.tolist())
-
-
-def _with_shared(batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[pa.RecordBatch, Int64s, Int64s]]:
-    """Batches with prompt lengths and the tokens that each row shares with the row before it, over batch borders."""
-    last = pa.array([b""], pa.binary())
-    for batch in batches:
-        if batch.num_rows == 0:
-            continue
-        column = batch[TOKENS_KEY]
-        values, offsets = binary_to_tokens(pa.concat_arrays([last, column]))
-        yield batch, np.diff(offsets)[1:], shared_lengths(values, offsets)[1:]
-        last = column.slice(len(column) - 1)
 
 
 def _count_tokens(totals: _Totals, lengths: Int64s, shared: Int64s) -> None:

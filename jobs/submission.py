@@ -90,8 +90,10 @@ class Submission:
         """What to plan into the file `path`, `key` in SQL; spill files go beside it. `chosen`: see `new_rows`. `only`:
         these rows of the job."""
         options, settings = self.options, self.settings
+        is_sized = bool(options.shard_tokens or options.shard_rows)
         # Half a batch target: smaller shards would be claimed and committed more often than they keep a batch full.
-        min_rows = max(1, settings.max_sequences // 2)
+        # Whoever asks for smaller ones gets them.
+        min_rows = 1 if is_sized else max(1, settings.max_sequences // 2)
         return PlanTask(
             inputs=self.inputs,
             columns=self.columns,
@@ -106,7 +108,7 @@ class Submission:
                 min_rows=min_rows,
                 max_rows=max(options.shard_rows or SHARD_ROWS, min_rows),
             ),
-            most_shards=None if options.shard_tokens or options.shard_rows else MOST_SHARDS,
+            most_shards=None if is_sized else MOST_SHARDS,
             chosen=chosen,
             only=only,
         )

@@ -61,8 +61,8 @@ def submit(
     n: Annotated[int | None, flag("--n", help="Samples per row (1).", panel=SAMPLING)] = None,
     seed: Annotated[int | None, flag(help="Of the job (derived from input and options).", panel=SAMPLING)] = None,
     order: Annotated[
-        Literal["prefix", "input", "longest"], flag(help="Order of work; results are in input order.", panel=PLAN)
-    ] = "prefix",
+        Literal["longest-branch", "prefix", "input", "longest"], flag(help="Of work, not of results.", panel=PLAN)
+    ] = "longest-branch",
     shard_tokens: Annotated[int | None, flag(help="Tokens per shard.", panel=PLAN)] = None,
     dry_run: Annotated[bool, flag("--dry-run", help="Check and plan everything, submit nothing.", panel=PLAN)] = False,
     device: Annotated[str | None, flag(help="cpu or cuda (NIGHTMILL_DEVICE).", panel=ENGINE)] = None,

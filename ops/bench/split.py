@@ -117,6 +117,21 @@ class Stopwatch:
 
 def occupancy(steps: list[tuple[float, int]], ends: list[float], most: int, share: float = 1.0) -> float:
     """Mean sequences per step over `most`, in the steps until `share` of the outputs were there (`ends`: when each)."""
-    last = sorted(ends)[max(0, round(share * len(ends)) - 1)]
+    last = end_of(ends, share)
     counts = [count for end, count in steps if end <= last]
     return round(sum(counts) / (len(counts) * most), 4) if counts else 0.0
+
+
+def occupancy_by_time(steps: list[tuple[float, float, int]], ends: list[float], most: int, share: float = 1.0) -> float:
+    """The same with each step (begin, end, sequences) weighted by its seconds, and none while no step ran."""
+    last = end_of(ends, share)
+    until = [(begin, end, count) for begin, end, count in steps if end <= last]
+    if not until:
+        return 0.0
+    busy = sum((end - begin) * count for begin, end, count in until)
+    return round(busy / ((until[-1][1] - until[0][0]) * most), 4)
+
+
+def end_of(ends: list[float], share: float) -> float:
+    """When this share of the outputs were there."""
+    return sorted(ends)[max(0, round(share * len(ends)) - 1)]

@@ -138,9 +138,9 @@ class ExternalSorter:
         if self._pending_bytes >= self._run_bytes:
             self._runs.append(self._write_run(self._sorted_pending()))
 
-    def sorted(self) -> Iterator[pa.RecordBatch]:
-        """All added rows in order, once. Nothing may be added afterwards."""
-        if not self._runs:
+    def sorted(self, *, again: bool = False) -> Iterator[pa.RecordBatch]:
+        """All added rows in order, once; after `again` they can be asked for once more. Nothing may be added then."""
+        if not self._runs and not again:
             yield from self._sorted_pending()
             return
         if self._pending:

@@ -72,23 +72,45 @@ def row_numbers(shards: list[list[PlanRow]]) -> list[int]:
 def test_rows_come_in_the_order_of_their_tokens_and_ties_in_that_of_the_input(planner: Planner) -> None:
     prompts = ids([2, 1], [1], [2], [1, 256], [1], [1, 3])
 
-    plan, shards = planner.plan({"prompt_token_ids": prompts})
+    plan, shards = planner.plan({"prompt_token_ids": prompts}, order="prefix")
 
     assert row_numbers(shards) == [1, 4, 5, 3, 2, 0]
     assert [row.token_ids for row in shards[0]] == [(1,), (1,), (1, 3), (1, 256), (2,), (2, 1)]
     assert (plan.record.num_rows, plan.record.prompt_tokens, plan.record.lower_bound_tokens) == (6, 9, 6)
 
 
-@pytest.mark.parametrize(("order", "expected"), [("input", [0, 1, 2]), ("longest", [1, 2, 0])])
+@pytest.mark.parametrize(
+    ("order", "expected"), [("input", [0, 1, 2]), ("longest", [1, 2, 0]), ("longest-branch", [1, 2, 0])]
+)
 def test_other_orders_promise_the_same_cache_hits(planner: Planner, order: Any, expected: list[int]) -> None:
     columns = {"prompt_token_ids": ids([1, 2, 3], [7], [1, 2, 3]), "max_tokens": [1, 9, 5]}
 
     plan, shards = planner.plan(columns, order=order)
-    by_prefix, _ = planner.plan(columns)
+    by_prefix, _ = planner.plan(columns, order="prefix")
 
     assert row_numbers(shards) == expected
     assert plan.record.predicted_cached_tokens == by_prefix.record.predicted_cached_tokens == 2
     assert plan.record.lower_bound_tokens == by_prefix.record.lower_bound_tokens == 5
+
+
+def test_the_branch_with_the_longest_row_comes_first_and_its_rows_stay_together(planner: Planner) -> None:
+    shared = [7] * 20
+    prompts = ids([*shared, 1], [2, 1], [*shared, 2], [3, 1], [2, 1], [])
+    columns = {"prompt_token_ids": prompts, "max_tokens": [5, 7, 9, 8, 1, 9]}
+
+    plan, shards = planner.plan(columns)
+    by_prefix, _ = planner.plan(columns, order="prefix")
+
+    assert row_numbers(shards) == [2, 0, 3, 1, 4, 5]  # the last one is refused: it has no prompt
+    assert plan.record.predicted_cached_tokens == by_prefix.record.predicted_cached_tokens == 20 + 1
+
+
+def test_rows_that_may_all_generate_as_much_come_in_the_order_of_their_tokens(planner: Planner) -> None:
+    columns = {"prompt_token_ids": ids([3, 1], [], [1, 2], [1, 1]), "max_tokens": [4, 9, 4, 4]}
+
+    _, shards = planner.plan(columns)
+
+    assert row_numbers(shards) == [1, 3, 2, 0]
 
 
 def test_hits_are_promised_to_the_token_and_over_the_borders_of_shards(planner: Planner) -> None:
@@ -110,6 +132,18 @@ def test_shards_are_row_groups_that_partition_the_rows(planner: Planner) -> None
     assert [len(shard) for shard in shards] == [10] * 10  # one subtree each
     assert [(shard.row_lo, shard.row_hi) for shard in plan.shards] == [(i * 10, i * 10 + 10) for i in range(10)]
     assert all(shard.cost_tokens == 100 - 9 for shard in plan.shards)  # nine rows share the first token
+
+
+def test_shards_have_the_size_that_was_asked_for_however_small(planner: Planner) -> None:
+    prompts = {"prompt_token_ids": ids(*([i, i] for i in range(12)))}
+
+    _, by_rows = planner.plan(prompts, shard_rows=1)
+    _, by_tokens = planner.plan(prompts, shard_tokens=1)
+    _, by_default = planner.plan(prompts)
+
+    assert [len(shard) for shard in by_rows] == [1] * 12
+    assert [len(shard) for shard in by_tokens] == [1] * 12
+    assert [len(shard) for shard in by_default] == [12]
 
 
 def test_the_sums_hold_over_the_borders_of_batches(planner: Planner) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from engine.model.project import ProjectedTiles
 from engine.model.runner import ModelRunner, PagedLayers
-from ops.bench.split import PARTS, RunSeconds, Stopwatch, occupancy, split_of
+from ops.bench.split import PARTS, RunSeconds, Stopwatch, occupancy, occupancy_by_time, split_of
 
 
 class Runner:
@@ -80,3 +80,11 @@ def test_occupancy_counts_the_steps_until_that_share_of_the_outputs_was_there():
 
     assert occupancy(steps, ends, most=4) == 0.75
     assert occupancy(steps, ends, most=4, share=0.75) == 1.0
+
+
+def test_occupancy_by_time_weights_steps_by_their_seconds_and_counts_gaps_as_empty():
+    steps = [(0.0, 3.0, 2), (4.0, 5.0, 4), (5.0, 9.0, 1)]
+    ends = [5.0, 9.0]
+
+    assert occupancy_by_time(steps, ends, most=4, share=0.5) == 0.5
+    assert occupancy_by_time([], ends, most=4) == 0.0

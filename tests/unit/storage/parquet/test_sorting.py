@@ -101,6 +101,19 @@ def test_a_small_sort_writes_no_file(folder):
         assert not folder.exists()
 
 
+@pytest.mark.parametrize("memory_bytes", [500, 64 << 20])
+def test_sorted_rows_can_be_asked_for_again(folder, memory_bytes):
+    with ExternalSorter(SCHEMA, ["number"], folder, memory_bytes=memory_bytes, fan_in=2) as sorter:
+        for batch in as_batches([(number % 7, "text", b"raw") for number in range(50)], 10):
+            sorter.add(batch)
+
+        first = as_python(sorter.sorted(again=True))
+        again = as_python(sorter.sorted())
+
+    assert first == again
+    assert len(again) == 50
+
+
 def test_spill_files_are_gone_after_a_sort_that_was_left_half_way(folder):
     rows = [(number, "text", b"raw") for number in range(100)]
     random.Random(0).shuffle(rows)
