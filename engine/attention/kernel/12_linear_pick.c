@@ -41,11 +41,14 @@ void nightmill_linear_pick(const Product *p, int64_t first_column, const Picks *
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (int64_t r = 0; r < p->rows; r++) {
         for (int64_t i = r; i < groups * p->rows; i += p->rows) {
-            const float here = parts->maximum[i], before = best->maximum[r], peak = here > before ? here : before;
-            const float base = peak == -INFINITY ? 0.0f : peak;
-            if (here > before) best->token[r] = parts->token[i];
-            best->total[r] = best->total[r] * expf(before - base) + parts->total[i] * expf(here - base);
-            best->maximum[r] = peak;
+            const float here = parts->maximum[i], before = best->maximum[r];
+            const float shrink = here == before ? 1.0f : expf(-fabsf(here - before)); /* both may be -infinity */
+            if (here > before) {
+                best->token[r] = parts->token[i];
+                best->maximum[r] = here;
+                best->total[r] = best->total[r] * shrink + parts->total[i];
+            } else
+                best->total[r] += parts->total[i] * shrink;
         }
     }
 }
