@@ -25,7 +25,6 @@ class EngineConfig:
     packed_weights: bool = True  # linear layers in the order in which products read them, on CPU
     native_linear: bool = True  # products of packed weights by the C kernel where a compiler exists; else by oneDNN
     gated_products: bool = True  # gate, up and activation are one product, with native_linear and fused_elementwise
-    joined_products: bool = True  # layers that are given the same rows are one product, with native_linear
     picked_products: bool = True  # greedy tokens are chosen while logits are in the cache, with native_linear
     fused_norms: bool = True  # RMS norms by the C kernel on CPU where a compiler exists
     fused_elementwise: bool = True  # gated activations and rotary embeddings by the C kernel, likewise

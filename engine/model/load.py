@@ -19,7 +19,6 @@ from engine.grid import ANYWHERE, Grid
 from engine.model import probe
 from engine.model.elementwise import FusedGate, fuse_elementwise, pack_gates
 from engine.model.hooks import AttentionSeat, Entrance, connect
-from engine.model.joined import join_products
 from engine.model.last_layer import narrow_last_layer
 from engine.model.layers import DeclaredLayer, ObservedLayer, declared_layers, find_grid, layer_groups
 from engine.model.linears import Linears, choose_linears
@@ -179,14 +178,10 @@ def _hook(model: Any, linears: Linears, config: EngineConfig, packable: bool) ->
         given = logits_of_cuts()
         return given if tap is None or head is None else torch.cat([tile for _, tile in head(tap.take())], dim=1)
 
+    logits = logits_of_rows()
     if config.narrow_last_layer and tap is not None and not config.strict:
         narrow_last_layer(model, tap, declared[-1], logits_of_rows)
-    if config.joined_products:
-        join_products(model, tap, logits_of_cuts)
-    logits = logits_of_rows()
-    changes = (
-        "packed and joined products, fused norms, gates and rotations, a tiled output layer, states carried over cuts"
-    )
+    changes = "packed weights, fused norms, gates and rotations, a tiled output layer and states carried over cuts"
     probe.check_same(model.dtype, expected_cut, logits, changes)
     return _Hooked(
         entrance=entrance,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import nn
@@ -37,12 +35,6 @@ class _Product(ctypes.Structure):
 _NO_GATE = -1
 
 
-class Joined(Protocol):
-    """Computes a layer together with others that are given the same rows."""
-
-    def result(self, layer: NativeLinear, rows: torch.Tensor) -> torch.Tensor: ...
-
-
 class NativeLinear(PackedLinear):
     """A row's result has the same bits however many rows come with it. `narrow`: weights are kept in 8 bits."""
 
@@ -62,23 +54,12 @@ class NativeLinear(PackedLinear):
         self.bias = None if bias is None else _filled(bias, more)
         self._kernel = kernel
         self._gate = _NO_GATE
-        self.joined: Joined | None = None
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        return self.product(rows) if self.joined is None else self.joined.result(self, rows)
-
-    def product(self, rows: torch.Tensor) -> torch.Tensor:
-        (out,) = self.products([self], rows)
-        return out
-
-    @staticmethod
-    def products(layers: Sequence[NativeLinear], rows: torch.Tensor) -> list[torch.Tensor]:
-        """What each of `layers` makes of the same rows, in one call."""
-        flat = layers[0]._flat(rows)
-        outs = [torch.empty((*rows.shape[:-1], layer.out_features)) for layer in layers]
-        calls = [layer._product(flat, out.data_ptr()) for layer, out in zip(layers, outs, strict=True)]
-        layers[0]._kernel.nightmill_linear((_Product * len(calls))(*calls), ctypes.c_int64(len(calls)))
-        return outs
+        flat = self._flat(rows)
+        out = torch.empty((len(flat), self.out_features))
+        self._kernel.nightmill_linear(ctypes.byref(self._product(flat, out.data_ptr())))
+        return out.view(*rows.shape[:-1], self.out_features)
 
     def pick(self, rows: torch.Tensor, first_column: int, best: Best) -> None:
         """Carry `best` over what the layer makes of `rows` [rows, in_features], as tokens from `first_column` on."""

@@ -156,23 +156,16 @@ static void multiply_panels(const Product *p, int64_t from, int64_t count, int64
         }
 }
 
-/* `count` products of the same rows, as one of all their panels: threads share these, whichever product they are of. */
-void nightmill_linear(const Product *products, int64_t count) {
-    const int64_t rows = products->rows, threads = products->threads;
-    int64_t panels = 0;
-    for (int64_t i = 0; i < count; i++) panels += panels_of(products + i);
-    const int64_t across = threads_across(threads, panels), down = threads / across;
-#pragma omp parallel for schedule(static, 1) num_threads(threads)
+void nightmill_linear(const Product *p) {
+    const int64_t panels = panels_of(p), across = threads_across(p->threads, panels), down = p->threads / across;
+#pragma omp parallel for schedule(static, 1) num_threads(p->threads)
     for (int64_t part = 0; part < across * down; part++) {
-        const int64_t top = cut(rows, part / across, down), bottom = cut(rows, part / across + 1, down);
+        const int64_t begin = cut(panels, part % across, across), end = cut(panels, part % across + 1, across);
+        const int64_t top = cut(p->rows, part / across, down), bottom = cut(p->rows, part / across + 1, down);
         const int64_t passes = (bottom - top + MOST_ROWS - 1) / MOST_ROWS;
-        int64_t begin = cut(panels, part % across, across), end = cut(panels, part % across + 1, across);
-        for (const Product *p = products; p < products + count; begin -= panels_of(p), end -= panels_of(p), p++) {
-            const int64_t from = begin < 0 ? 0 : begin, to = end < panels_of(p) ? end : panels_of(p);
-            for (int64_t pass = 0; pass < passes; pass++) {
-                const int64_t row = top + cut(bottom - top, pass, passes);
-                multiply_panels(p, row, top + cut(bottom - top, pass + 1, passes) - row, from, to, to);
-            }
+        for (int64_t pass = 0; pass < passes; pass++) {
+            const int64_t from = top + cut(bottom - top, pass, passes);
+            multiply_panels(p, from, top + cut(bottom - top, pass + 1, passes) - from, begin, end, end);
         }
     }
 }
