@@ -33,7 +33,7 @@ class EngineConfig:
     shared_attention: bool = True  # the C kernel reads what decodes share once per step, not once per decode
     narrow_last_layer: bool = True  # prompts' tokens end at its keys and values; off in strict mode
     kept_heap: bool = True  # what a step frees stays with the process for the next (glibc)
-    frozen_objects: bool = True  # Python's garbage collector leaves out what is there once the model is loaded
+    frozen_objects: bool = True  # Python's garbage collector rests until the model is loaded, then leaves it out
     request_timeout_seconds: float | None = None  # for which one sequence may run; None: for ever
     threads: int | None = None  # torch threads; None leaves torch's choice
     strict: bool = False  # a row's bits depend on nothing but the row; what cannot keep to that is refused at load

@@ -2,7 +2,8 @@
 
     python -m ops.bench.first_token --model gemma3-270m
 
-The child does what a worker does before its first row: imports, tokenizer, engine, one token.
+The child does what a worker does before its first row: tokenizer, engine (with torch and transformers, which are only
+imported there), one token. `imports` are those of our own modules before.
 """
 
 from __future__ import annotations

@@ -11,7 +11,8 @@ import pytest
 import transformers
 from torch import nn
 
-from engine import build
+from engine import assemble
+from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.model.load import LoadedModel, load_model
 
@@ -45,8 +46,8 @@ def test_an_engine_that_is_gone_makes_room_before_the_next_model_is_read(
         return loaded
 
     transformers.LlamaForCausalLM(transformers.LlamaConfig(**MODEL)).save_pretrained(tmp_path)
-    monkeypatch.setattr(build, "load_model", load)
+    monkeypatch.setattr(assemble, "load_model", load)
     for _ in range(2):
-        build.build_engine(tmp_path, EngineConfig(num_blocks=8))
+        build_engine(tmp_path, EngineConfig(num_blocks=8))
 
     assert left == [0, 0]
