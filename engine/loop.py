@@ -225,7 +225,7 @@ class Engine:
             self._deliver(finished)
 
     def _serve_feeds(self) -> None:
-        """Take in cancellations, then pull while the queue is short, the oldest feed first: rows keep their order."""
+        """Take in cancellations, then pull from the feeds in turn while the queue is short."""
         with self._lock:
             feeds = list(self._feeds)
         for feed in feeds:
@@ -233,11 +233,11 @@ class Engine:
                 self._cancel(feed)
         open_feeds = [feed for feed in feeds if feed.has_more]
         while open_feeds and self._scheduler.num_waiting < self._max_sequences:
-            request = open_feeds[0].pull()
-            if request is None:
-                open_feeds.pop(0)
-            else:
-                self._submit(open_feeds[0], request)
+            feed = open_feeds.pop(0)
+            request = feed.pull()
+            if request is not None:
+                self._submit(feed, request)
+                open_feeds.append(feed)
         for feed in feeds:
             if feed.is_closed:
                 self._scheduler.cache.end_plan(feed)

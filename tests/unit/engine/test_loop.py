@@ -77,24 +77,6 @@ def test_two_feeds_run_side_by_side_and_get_their_own_completions(engine: Engine
     assert {item.request_id for item in first} == {f"a{number}" for number in range(10)}
 
 
-def test_the_older_feed_is_pulled_to_its_end_before_the_next_one(runner: GatedRunner) -> None:
-    config = EngineConfig(num_blocks=100, block_size=4, max_batch_tokens=32, max_sequences=4)
-    engine = Engine(runner, HYBRID, config, frozenset(), max_model_len=200)
-    pulled: list[str] = []
-
-    def noting(name: str) -> Iterator[Request]:
-        for number in range(3):
-            pulled.append(name)
-            yield request(f"{name}{number}", [1, number], 5)
-
-    engine.feed(noting("a"))
-    engine.feed(noting("b"))
-
-    engine.turn()
-
-    assert pulled[:4] == ["a", "a", "a", "b"]
-
-
 def test_requests_are_pulled_only_while_the_queue_is_short(engine: Engine, runner: GatedRunner) -> None:
     pulled = 0
 
