@@ -13,6 +13,8 @@
  * softmax is handed on, so that nothing is merged). */
 enum { PASS = 64, UNIT = 8 };
 
+static inline int whole_units(int count) { return (count + UNIT - 1) / UNIT * UNIT; }
+
 typedef struct {
     int32_t first_member, num_members; /* its queries */
     int32_t chunk;                     /* whose table has the blocks */

@@ -1,7 +1,14 @@
 /* Tiles of many rows: rows are the lanes of vectors, so no sum goes across lanes. Every sum of a row has an order that
  * depends on the row's position alone: neighbours, thread count, and where chunks, tiles and stretches begin change no
  * bit. */
-enum { MAX_ROWS = 32, VECTORS = MAX_ROWS / LANES, PAIR = 2 }; /* more than a pair of vectors do not fit the registers */
+enum { MAX_ROWS = 32, VECTORS = MAX_ROWS / LANES, PAIR = 2 };
+
+/* Keys, or columns of values, whose sums stay in registers for a pair of vectors; for one vector they are a unit. */
+#ifdef __AVX512F__
+enum { ABREAST = 8 }; /* of 32 registers */
+#else
+enum { ABREAST = 6 }; /* of 16: with 8 every second sum would go through memory */
+#endif
 
 /* The rows of a tile in the making: one lane each, LANES to a vector. */
 typedef struct {
@@ -10,33 +17,64 @@ typedef struct {
     float scores[PASS * MAX_ROWS]; /* [key][row], then their weights */
 } Rows;
 
-/* scores[0 .. UNIT][row] = query[row] . keys[0 .. UNIT] */
+/* scores[0 .. width][row] = query[row] . keys[0 .. width] */
 static inline __attribute__((always_inline)) void
-score_unit(const int vectors, const float *query, int64_t dim, const float *const *keys, float *scores) {
+score_keys(const int vectors, const int width, const float *query, int64_t dim, const float *const *keys, float *scores) {
     vec a[PAIR][UNIT] = {0};
+#pragma GCC unroll 4
     for (int64_t d = 0; d < dim; d++)
-        for (int i = 0; i < UNIT; i++)
+        for (int i = 0; i < width; i++)
             for (int v = 0; v < vectors; v++)
                 a[v][i] = mul_add(load(query + d * MAX_ROWS + v * LANES), splat(keys[i][d]), a[v][i]);
-    for (int i = 0; i < UNIT; i++)
+    for (int i = 0; i < width; i++)
         for (int v = 0; v < vectors; v++) store(scores + i * MAX_ROWS + v * LANES, a[v][i]);
 }
 
-/* out[column .. column + UNIT][row] += sum over keys [from, count) of weights[key][row] * values[key][column ..] */
+/* out[0 .. width][row] += sum over keys [from, count) of weights[key][row] * values[key][column .. column + width] */
 static inline __attribute__((always_inline)) void
-add_unit(const int vectors, const float *weights, const float *const *values, int64_t column, int from, int count,
-         float *out) {
+add_columns(const int vectors, const int width, const float *weights, const float *const *values, int64_t column,
+            int from, int count, float *out) {
     vec a[PAIR][UNIT];
-    for (int i = 0; i < UNIT; i++)
-        for (int v = 0; v < vectors; v++) a[v][i] = load(out + (column + i) * MAX_ROWS + v * LANES);
+    for (int i = 0; i < width; i++)
+        for (int v = 0; v < vectors; v++) a[v][i] = load(out + i * MAX_ROWS + v * LANES);
+#pragma GCC unroll 4
     for (int k = from; k < count; k++) {
         const float *value = values[k] + column;
-        for (int i = 0; i < UNIT; i++)
+        for (int i = 0; i < width; i++)
             for (int v = 0; v < vectors; v++)
                 a[v][i] = mul_add(load(weights + k * MAX_ROWS + v * LANES), splat(value[i]), a[v][i]);
     }
-    for (int i = 0; i < UNIT; i++)
-        for (int v = 0; v < vectors; v++) store(out + (column + i) * MAX_ROWS + v * LANES, a[v][i]);
+    for (int i = 0; i < width; i++)
+        for (int v = 0; v < vectors; v++) store(out + i * MAX_ROWS + v * LANES, a[v][i]);
+}
+
+/* How many keys or columns come next for a pair of vectors, of the `left` that there are: whole units, so 2 at least. */
+static inline int abreast(int64_t left) { return left >= ABREAST ? ABREAST : left >= 4 ? 4 : 2; }
+
+/* Scores of the keys [from, to), whole units of them, by one vector of rows or by two. */
+static void score_rows(int vectors, const float *query, int64_t dim, const float *const *keys, int from, int to,
+                       float *scores) {
+    for (int i = from, width; i < to; i += width) {
+        float *here = scores + i * MAX_ROWS;
+        width = vectors == 1 ? UNIT : abreast(to - i);
+        if (vectors == 1) score_keys(1, UNIT, query, dim, keys + i, here);
+        else if (width == ABREAST) score_keys(PAIR, ABREAST, query, dim, keys + i, here);
+        else if (width == 4) score_keys(PAIR, 4, query, dim, keys + i, here);
+        else score_keys(PAIR, 2, query, dim, keys + i, here);
+    }
+}
+
+static void add_values(int vectors, const float *weights, const float *const *values, int64_t dim, int from, int count,
+                       float *out) {
+    int width;
+    for (int64_t column = 0; column < dim; column += width) {
+        float *here = out + column * MAX_ROWS;
+        width = vectors == 1 ? UNIT : abreast(dim - column);
+        if (vectors == 1) add_columns(1, UNIT, weights, values, column, from, count, here);
+        else if (width == ABREAST) add_columns(PAIR, ABREAST, weights, values, column, from, count, here);
+        else if (width == 4) add_columns(PAIR, 4, weights, values, column, from, count, here);
+        else add_columns(PAIR, 2, weights, values, column, from, count, here);
+    }
 }
 
 /* Which rows see the key at `position`. */
@@ -80,19 +118,12 @@ static void soften(Rows *rows, int vectors, int from, int count, int64_t base, i
 
 static void run_pass(Rows *rows, int vectors, const Step *step, const Layer *layer, const float *query, float *out,
                      const float *const *keys, const float *const *values, int from, int count, int64_t base, int hides) {
+    const int first = from - from % UNIT, last = whole_units(count);
     for (int v = 0; v < vectors; v += PAIR)
-        for (int i = from - from % UNIT; i < count; i += UNIT) {
-            float *scores = rows->scores + i * MAX_ROWS + v * LANES;
-            if (vectors - v == 1) score_unit(1, query + v * LANES, layer->key_dim, keys + i, scores);
-            else score_unit(PAIR, query + v * LANES, layer->key_dim, keys + i, scores);
-        }
+        score_rows(vectors - v, query + v * LANES, layer->key_dim, keys, first, last, rows->scores + v * LANES);
     soften(rows, vectors, from, count, base, step->window, hides, layer->softcap, out, layer->value_dim);
     for (int v = 0; v < vectors; v += PAIR)
-        for (int64_t column = 0; column < layer->value_dim; column += UNIT) {
-            const float *weights = rows->scores + v * LANES;
-            if (vectors - v == 1) add_unit(1, weights, values, column, from, count, out + v * LANES);
-            else add_unit(PAIR, weights, values, column, from, count, out + v * LANES);
-        }
+        add_values(vectors - v, rows->scores + v * LANES, values, layer->value_dim, from, count, out + v * LANES);
 }
 
 /* The positions of a tile's rows. */

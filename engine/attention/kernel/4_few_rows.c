@@ -46,8 +46,6 @@ typedef struct {
     int total;
 } Stream;
 
-static inline int whole_units(int count) { return (count + UNIT - 1) / UNIT * UNIT; }
-
 static void open_stream(Stream *stream, const float *const *keys, const float *const *values, int count,
                         const float *const *next_keys, int next_count) {
     const int units = whole_units(count), next = whole_units(next_count);
