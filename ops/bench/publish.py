@@ -1,8 +1,8 @@
-"""`make bench-publish`: make the last results the committed ones of their processor; put their table into the README.
+"""`make bench-publish`: make the last results the committed ones of their processor; put the tables into the README.
 
     python -m ops.bench.publish
 
-Lines of other processors stay, so that `bench-quick` finds its own wherever it runs.
+Lines of other processors stay, so that `bench-quick` finds its own wherever it runs, and so do their tables.
 """
 
 from __future__ import annotations
@@ -23,17 +23,24 @@ PLOT = "![The same as bars, with the limit of the machine](ops/bench/results.svg
 
 
 def merge(results: Path, committed: Path) -> list[Line]:
-    """Replace the committed lines of the results' processor; returns the new ones."""
+    """Replace the committed lines of the results' processor; returns all, the new ones last."""
     lines = read_lines(results)
     cpu = lines[-1]["cpu"]
     others = [line for line in read_lines(committed) if line["cpu"] != cpu]
     mine = [line for line in lines if line["kind"] != "cell" and line["cpu"] == cpu] + comparable(lines, cpu)
     committed.write_text("".join(json.dumps(line) + "\n" for line in others + mine))
-    return mine
+    return others + mine
 
 
-def write_table(lines: list[Line], readme: Path) -> None:
-    shown = f"{report(lines)}\n\n{PLOT}"
+def by_processor(lines: list[Line]) -> dict[str, list[Line]]:
+    """The lines of each processor, the one that was measured last first."""
+    return {cpu: [line for line in lines if line["cpu"] == cpu] for cpu in (line["cpu"] for line in reversed(lines))}
+
+
+def write_tables(lines: list[Line], readme: Path) -> None:
+    """Each processor's tables below its name; the plot is of the first one."""
+    parts = [f"### {cpu}\n\n{report(mine, cpu)}" for cpu, mine in by_processor(lines).items()]
+    shown = "\n\n".join([parts[0], PLOT, *parts[1:]])
     text, count = MARKS.subn(lambda marks: f"{marks[1]}{shown}\n{marks[2]}", readme.read_text())
     if count != 1:
         raise SystemExit(f"{readme} has no <!-- bench --> ... <!-- /bench --> marks")
@@ -42,11 +49,12 @@ def write_table(lines: list[Line], readme: Path) -> None:
 
 def main() -> None:
     lines = merge(BENCH / "cells.jsonl", plot.RESULTS)
-    write_table(lines, ROOT / "README.md")
-    plot.draw(plot.panels(lines), plot.RESULTS.with_suffix(".svg"))
+    write_tables(lines, ROOT / "README.md")
+    newest = next(iter(by_processor(lines).values()))
+    plot.draw(plot.panels(newest), plot.RESULTS.with_suffix(".svg"))
     if quick.LAST.exists():
         merge(quick.LAST, quick.COMMITTED)
-    print(report(lines))
+    print(report(newest))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from ops.bench import quick
 from ops.bench.compare import comparable, groups
 from ops.bench.machine import cpu_model
 from ops.bench.plot import panels
-from ops.bench.publish import PLOT, merge, write_table
+from ops.bench.publish import PLOT, merge, write_tables
 from ops.bench.run import read_lines
 from ops.bench.table import render, report
 from tests.unit.ops.bench_lines import line
@@ -85,18 +85,22 @@ def test_publishing_replaces_the_lines_of_this_processor_alone(tmp_path: Path):
 
     lines = merge(results, committed)
 
-    assert lines == [line("nightmill", 1.0)]
+    assert lines == [line("nightmill", 3.0, cpu="another CPU"), line("nightmill", 1.0)]
     assert [found["seconds"] for found in read_lines(committed)] == [3.0, 1.0]
 
 
-def test_the_table_is_put_between_the_marks(tmp_path: Path):
+def test_the_tables_of_each_processor_are_put_between_the_marks_the_newest_first(tmp_path: Path):
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n<!-- bench -->\nold\n<!-- /bench -->\nend\n")
+    here, there = line("nightmill", 1.0), line("nightmill", 3.0, cpu="another CPU", engine_tree="older")
+    token = {"kind": "first-token"}
 
-    write_table([line("nightmill", 1.0)], readme)
+    write_tables([there, there | token, here, here | token], readme)
 
-    table = f"{report([line('nightmill', 1.0)])}\n\n{PLOT}"
-    assert readme.read_text() == f"# Title\n<!-- bench -->\n{table}\n<!-- /bench -->\nend\n"
+    tables = [f"### {one['cpu']}\n\n{report([one, one | token])}" for one in (here, there)]
+    shown = "\n\n".join([tables[0], PLOT, tables[1]])
+    assert readme.read_text() == f"# Title\n<!-- bench -->\n{shown}\n<!-- /bench -->\nend\n"
+    assert shown.count("to the first token") == 2
 
 
 def test_a_readme_without_marks_is_refused(tmp_path: Path):
@@ -104,7 +108,7 @@ def test_a_readme_without_marks_is_refused(tmp_path: Path):
     readme.write_text("# Title\n")
 
     with pytest.raises(SystemExit, match="has no <!-- bench --> "):
-        write_table([line("nightmill", 1.0)], readme)
+        write_tables([line("nightmill", 1.0)], readme)
 
 
 def test_switches_have_a_table_of_their_own_and_are_not_among_the_peers():
