@@ -4,7 +4,8 @@
  * A panel is the weights of PANEL outputs, [input][PANEL]; a tile is TALL rows of a panel's outputs, whose sums stay in
  * registers over all inputs. Each sum is one chain of fused multiply-adds in the order of the inputs, so a row has the
  * same bits whatever stands beside it, and however many threads there are. While a panel is multiplied, the next one is
- * asked for, spread evenly over the work: in batches that decode, weights come from memory.
+ * asked for, spread evenly over the work: in batches that decode, weights come from memory. Threads that have done their
+ * part help the others.
  *
  * A gated product, out = act(x * gate^T) * (x * up^T), has LANES outputs of the gate and the same of up in each panel.
  *
@@ -111,11 +112,31 @@ static void multiply(const Product *p, int64_t row, int64_t panel, Ahead ahead, 
 /* The part of `count` that is number `part` of `parts`. */
 static inline int64_t cut(int64_t count, int64_t part, int64_t parts) { return count * part / parts; }
 
-/* Threads side by side over the panels, the others over the rows: as many as have two panels each. */
-static int64_t threads_across(int64_t threads, int64_t panels) {
-    int64_t across = threads;
-    while (across > 1 && (threads % across || panels < 2 * across)) across--;
-    return across;
+/* Pieces of work that are left of a thread's part: the first of them, and above it the end. */
+typedef struct { _Alignas(64) uint64_t span; } Part;
+
+enum { NONE = -1 };
+
+static int64_t take(Part *part, const int last) {
+    uint64_t span = __atomic_load_n(&part->span, __ATOMIC_RELAXED), left;
+    do {
+        if ((uint32_t)span >= span >> 32) return NONE;
+        left = last ? span - (1ULL << 32) : span + 1;
+    } while (!__atomic_compare_exchange_n(&part->span, &span, left, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    return last ? (int64_t)(left >> 32) : (int64_t)(uint32_t)span;
+}
+
+static void share_out(Part *parts, int64_t threads, int64_t pieces) {
+    for (int64_t i = 0; i < threads; i++)
+        parts[i].span = (uint64_t)cut(pieces, i, threads) | (uint64_t)cut(pieces, i + 1, threads) << 32;
+}
+
+/* The next piece of a thread: of its own part, then the last one of another's. On a machine that others use as well, no
+ * two cores are equally fast. */
+static int64_t next_piece(Part *parts, int64_t threads, int64_t own) {
+    int64_t piece = take(&parts[own], 0);
+    for (int64_t i = 1; piece == NONE && i < threads; i++) piece = take(&parts[(own + i) % threads], 1);
+    return piece;
 }
 
 /* Sums to where they belong: all of a panel's outputs, or what the last panel has of them. */
@@ -141,33 +162,38 @@ static inline int64_t panels_of(const Product *p) {
     return (p->outputs + width - 1) / width;
 }
 
-/* `count` rows from `from` on, by the panels [begin, end); the thread goes on to panel `last`. */
-static void multiply_panels(const Product *p, int64_t from, int64_t count, int64_t begin, int64_t end, int64_t last) {
+/* `count` rows from `from` on, by the panels [begin, end); most likely the thread then goes on to panel `after`. */
+static void multiply_panels(const Product *p, int64_t from, int64_t count, int64_t begin, int64_t end, int64_t after) {
     const int64_t panel_bytes = p->inputs * PANEL * (p->scales ? 1 : (int64_t)sizeof(float));
     const int64_t tiles = (count + TALL - 1) / TALL, quads = tiles * (p->inputs / QUAD + 1);
     for (int64_t panel = begin; panel < end; panel++)
         for (int64_t tile = 0; tile < tiles; tile++) {
             const int64_t row = from + cut(count, tile, tiles), tall = from + cut(count, tile + 1, tiles) - row;
-            const char *next = (const char *)p->panels + (panel + 1) * panel_bytes;
-            const Ahead ahead = {next + panel_bytes * tile / tiles, panel + 1 < last ? panel_bytes / quads : 0};
+            const char *next = (const char *)p->panels + (panel + 1 < end ? panel + 1 : after) * panel_bytes;
+            const Ahead ahead = {next + panel_bytes * tile / tiles, panel_bytes / quads};
             Pair sums[TALL];
             multiply(p, row, panel, ahead, sums, tall);
             finish(p, row, panel, sums, tall);
         }
 }
 
+/* In how many passes the rows come: few enough rows for the second cache, and two pieces for each thread. */
+static int64_t passes_of(const Product *p, int64_t panels) {
+    const int64_t fit = (p->rows + MOST_ROWS - 1) / MOST_ROWS, wanted = (2 * p->threads + panels - 1) / panels;
+    const int64_t tiles = (p->rows + TALL - 1) / TALL;
+    return wanted <= fit ? fit : wanted < tiles ? wanted : tiles;
+}
+
 void nightmill_linear(const Product *p) {
-    const int64_t panels = panels_of(p), across = threads_across(p->threads, panels), down = p->threads / across;
+    const int64_t panels = panels_of(p), passes = passes_of(p, panels), threads = p->threads;
+    Part parts[threads];
+    share_out(parts, threads, passes * panels);
 #pragma omp parallel for schedule(static, 1) num_threads(p->threads)
-    for (int64_t part = 0; part < across * down; part++) {
-        const int64_t begin = cut(panels, part % across, across), end = cut(panels, part % across + 1, across);
-        const int64_t top = cut(p->rows, part / across, down), bottom = cut(p->rows, part / across + 1, down);
-        const int64_t passes = (bottom - top + MOST_ROWS - 1) / MOST_ROWS;
-        for (int64_t pass = 0; pass < passes; pass++) {
-            const int64_t from = top + cut(bottom - top, pass, passes);
-            multiply_panels(p, from, top + cut(bottom - top, pass + 1, passes) - from, begin, end, end);
+    for (int64_t own = 0; own < threads; own++)
+        for (int64_t piece; (piece = next_piece(parts, threads, own)) != NONE;) {
+            const int64_t pass = piece / panels, panel = piece % panels, from = cut(p->rows, pass, passes);
+            multiply_panels(p, from, cut(p->rows, pass + 1, passes) - from, panel, panel + 1, (panel + 1) % panels);
         }
-    }
 }
 
 int32_t nightmill_panel(void) { return PANEL; }

@@ -9,34 +9,34 @@ int64_t nightmill_linear_pick_scratch(int32_t threads) { return (int64_t)threads
 /* For how many parts of so many outputs it needs picks. */
 int64_t nightmill_linear_pick_parts(int64_t outputs) { return (outputs + GROUP * PANEL - 1) / (GROUP * PANEL); }
 
-static void pick_columns(const Product *p, int64_t begin, int64_t end, int64_t first_column, float *logits,
-                         const Picks *parts) {
-    const int64_t passes = (p->rows + MOST_ROWS - 1) / MOST_ROWS, panels = panels_of(p);
-    const int64_t last = end * GROUP < panels ? end * GROUP : panels;
-    for (int64_t pass = 0; pass < passes; pass++) {
-        const int64_t from = cut(p->rows, pass, passes), count = cut(p->rows, pass + 1, passes) - from;
-        for (int64_t group = begin; group < end; group++) {
-            const int64_t panel = group * GROUP, next = panel + GROUP < last ? panel + GROUP : last;
-            const int64_t column = panel * PANEL, at = group * p->rows;
-            const int64_t columns = (next * PANEL < p->outputs ? next * PANEL : p->outputs) - column;
-            const Picks own = {parts->maximum + at, parts->token + at, parts->total + at};
-            Product here = *p;
-            here.out_stride = GROUP * PANEL;
-            here.out = logits - from * here.out_stride - column;
-            multiply_panels(&here, from, count, panel, next, last);
-            for (int64_t r = 0; r < count; r++)
-                pick_row(logits + r * here.out_stride, columns, first_column + column, own, from + r);
-        }
-    }
+/* Rows from `from` on by one group of panels. */
+static void pick_group(const Product *p, int64_t from, int64_t count, int64_t group, int64_t first_column, float *logits,
+                       const Picks *parts) {
+    const int64_t panels = panels_of(p), panel = group * GROUP, end = panel + GROUP < panels ? panel + GROUP : panels;
+    const int64_t column = panel * PANEL, at = group * p->rows;
+    const int64_t columns = (end * PANEL < p->outputs ? end * PANEL : p->outputs) - column;
+    const Picks own = {parts->maximum + at, parts->token + at, parts->total + at};
+    Product here = *p;
+    here.out_stride = GROUP * PANEL;
+    here.out = logits - from * here.out_stride - column;
+    multiply_panels(&here, from, count, panel, end, end % panels);
+    for (int64_t r = 0; r < count; r++)
+        pick_row(logits + r * here.out_stride, columns, first_column + column, own, from + r);
 }
 
 /* `parts`: for each part as many picks as there are rows, as they begin. */
 void nightmill_linear_pick(const Product *p, int64_t first_column, const Picks *best, const Picks *parts, float *scratch) {
-    const int64_t groups = nightmill_linear_pick_parts(p->outputs), threads = p->threads < groups ? p->threads : groups;
+    const int64_t groups = nightmill_linear_pick_parts(p->outputs), threads = p->threads;
+    const int64_t passes = (p->rows + MOST_ROWS - 1) / MOST_ROWS;
+    Part left[threads];
+    share_out(left, threads, passes * groups);
 #pragma omp parallel for schedule(static, 1) num_threads(p->threads)
-    for (int64_t part = 0; part < threads; part++) {
-        float *logits = scratch + part * MOST_ROWS * GROUP * PANEL;
-        pick_columns(p, cut(groups, part, threads), cut(groups, part + 1, threads), first_column, logits, parts);
+    for (int64_t own = 0; own < threads; own++) {
+        float *logits = scratch + own * MOST_ROWS * GROUP * PANEL;
+        for (int64_t piece; (piece = next_piece(left, threads, own)) != NONE;) {
+            const int64_t pass = piece / groups, from = cut(p->rows, pass, passes);
+            pick_group(p, from, cut(p->rows, pass + 1, passes) - from, piece % groups, first_column, logits, parts);
+        }
     }
 #pragma omp parallel for schedule(static) num_threads(p->threads)
     for (int64_t r = 0; r < p->rows; r++) {

@@ -53,7 +53,7 @@ def test_the_last_dimension_is_the_row_wherever_it_lies(make: NativeLinears) -> 
     torch.testing.assert_close(linear(torch.randn(24)[None])[0].shape, torch.Size([40]))
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+@pytest.mark.parametrize("threads", [1, 2, 3, 4, 16])
 def test_a_row_has_the_same_bits_in_every_batch_and_with_any_number_of_threads(
     make: NativeLinears, threads: int
 ) -> None:
