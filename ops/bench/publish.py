@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 from ops.bench import plot, quick
-from ops.bench.compare import Line, comparable
+from ops.bench.compare import Line, comparable, groups
 from ops.bench.run import read_lines
 from ops.bench.table import report
 from ops.paths import BENCH, ROOT
@@ -37,10 +37,18 @@ def by_processor(lines: list[Line]) -> dict[str, list[Line]]:
     return {cpu: [line for line in lines if line["cpu"] == cpu] for cpu in (line["cpu"] for line in reversed(lines))}
 
 
+def plotted(lines: list[Line]) -> str:
+    """The processor that most work was measured on."""
+    return max(by_processor(lines), key=lambda cpu: len(groups(lines, cpu)))
+
+
 def write_tables(lines: list[Line], readme: Path) -> None:
-    """Each processor's tables below its name; the plot is of the first one."""
-    parts = [f"### {cpu}\n\n{report(mine, cpu)}" for cpu, mine in by_processor(lines).items()]
-    shown = "\n\n".join([parts[0], PLOT, *parts[1:]])
+    """Each processor's tables below its name, and the plot below those that it shows."""
+    parts = [
+        f"### {cpu}\n\n{report(mine, cpu)}" + (f"\n\n{PLOT}" if cpu == plotted(lines) else "")
+        for cpu, mine in by_processor(lines).items()
+    ]
+    shown = "\n\n".join(parts)
     text, count = MARKS.subn(lambda marks: f"{marks[1]}{shown}\n{marks[2]}", readme.read_text())
     if count != 1:
         raise SystemExit(f"{readme} has no <!-- bench --> ... <!-- /bench --> marks")
@@ -50,11 +58,10 @@ def write_tables(lines: list[Line], readme: Path) -> None:
 def main() -> None:
     lines = merge(BENCH / "cells.jsonl", plot.RESULTS)
     write_tables(lines, ROOT / "README.md")
-    newest = next(iter(by_processor(lines).values()))
-    plot.draw(plot.panels(newest), plot.RESULTS.with_suffix(".svg"))
+    plot.draw(plot.panels(by_processor(lines)[plotted(lines)]), plot.RESULTS.with_suffix(".svg"))
     if quick.LAST.exists():
         merge(quick.LAST, quick.COMMITTED)
-    print(report(newest))
+    print(report(lines, lines[-1]["cpu"]))
 
 
 if __name__ == "__main__":

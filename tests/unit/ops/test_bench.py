@@ -93,12 +93,15 @@ def test_the_tables_of_each_processor_are_put_between_the_marks_the_newest_first
     readme = tmp_path / "README.md"
     readme.write_text("# Title\n<!-- bench -->\nold\n<!-- /bench -->\nend\n")
     here, there = line("nightmill", 1.0), line("nightmill", 3.0, cpu="another CPU", engine_tree="older")
+    more = there | {"workload": "no-share"}
     token = {"kind": "first-token"}
 
-    write_tables([there, there | token, here, here | token], readme)
+    write_tables([there, more, there | token, here, here | token], readme)
 
-    tables = [f"### {one['cpu']}\n\n{report([one, one | token])}" for one in (here, there)]
-    shown = "\n\n".join([tables[0], PLOT, tables[1]])
+    tables = [
+        f"### {mine[0]['cpu']}\n\n{report(mine)}" for mine in ([here, here | token], [there, more, there | token])
+    ]
+    shown = "\n\n".join([*tables, PLOT])
     assert readme.read_text() == f"# Title\n<!-- bench -->\n{shown}\n<!-- /bench -->\nend\n"
     assert shown.count("to the first token") == 2
 
