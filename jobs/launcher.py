@@ -21,6 +21,7 @@ from jobs.children import end, import_path, spawn
 from jobs.devices import Device, DeviceError, DeviceLister, DeviceLock, Nvml, lock_folder, select
 from jobs.restarts import EXIT_DRAINED, EXIT_MODEL, Restarts
 from jobs.settings import Settings
+from jobs.signals import set_on_signals
 
 log = logging.getLogger(__name__)
 
@@ -166,6 +167,5 @@ def run_launcher(
         stop_seconds=2 * settings.stop_seconds,
     )
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    set_on_signals(stop, signal.SIGTERM, signal.SIGINT)
     return launcher.run(stop)

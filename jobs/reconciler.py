@@ -31,6 +31,7 @@ from jobs.quarantine import divide_crashed
 from jobs.retry import decide
 from jobs.schedules.keeper import ScheduleKeeper
 from jobs.settings import Settings
+from jobs.signals import set_on_signals
 from jobs.tasks import publish_hint, queue_length
 from jobs.withdrawal import give_back
 from storage import failpoints
@@ -241,8 +242,7 @@ def run_reconciler(settings: Settings) -> int:
     """`nightmill reconciler`: until SIGTERM or Ctrl-C; the exit code. Raises StorageError, OwnerMissing."""
     addresses = connect(settings)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    set_on_signals(stop, signal.SIGTERM, signal.SIGINT)
     repository = Repository(addresses.database_url)
     failpoints.arm(settings.failpoints, repository.turn)
     try:

@@ -22,6 +22,7 @@ from jobs.embedded import EmbeddedOwner, OwnerBusy
 from jobs.exits import OwnerMissing
 from jobs.restarts import MAX_PAUSE_SECONDS, Restarts
 from jobs.settings import Settings
+from jobs.signals import set_on_signals
 from jobs.supervisor import worker_environment
 
 log = logging.getLogger(__name__)
@@ -94,9 +95,8 @@ def run_up(settings: Settings, *, flower_port: int | None, gpus: str | None) -> 
     Raises OwnerMissing when the private broker ends or another process owns the state directory, StorageError.
     """
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, lambda *_: stop.set())
+    asked = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    set_on_signals(stop, *(number for number in asked if signal.getsignal(number) is not signal.SIG_IGN))  # under nohup
     commands: dict[str, Sequence[str]] = {"beat": ["beat"]}
     if flower_port is not None:
         commands["flower"] = ["flower", "--port", str(flower_port)]

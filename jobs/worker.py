@@ -33,6 +33,7 @@ from jobs.prompts import PromptEncoder
 from jobs.restarts import EXIT_DRAINED, EXIT_MODEL
 from jobs.runtime import Runtime, Watchdog
 from jobs.settings import Settings
+from jobs.signals import handle_once
 from jobs.tools import Tools
 from jobs.withdrawal import withdraw_unserved
 from storage import failpoints
@@ -236,7 +237,13 @@ class Worker:
 
 def _serve(app: NightmillApp, node: str, queues: Sequence[str]) -> int:
     """The Celery worker, until it is told to stop; its exit code."""
-    worker = app.Worker(
+
+    class StoppedOnce(app.Worker):  # type: ignore[name-defined, misc]
+        def install_platform_tweaks(self, worker: Any) -> None:
+            super().install_platform_tweaks(worker)
+            handle_once(signal.SIGTERM)
+
+    worker = StoppedOnce(
         hostname=node,
         queues=list(queues),
         task_events=True,

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,11 +40,18 @@ def is_told_to_quit(harness: Harness, worker: WorkerProcess) -> None:
     worker.process.send_signal(signal.SIGQUIT)
 
 
+def is_told_to_end_many_times(harness: Harness, worker: WorkerProcess) -> None:
+    """As by a parent that is killed: each of its threads sends a signal."""
+    for number in range(400):
+        worker.process.send_signal(signal.SIGTERM)
+        time.sleep(number % 20 * 1e-6)
+
+
 def is_shut_down_by_remote_control(harness: Harness, worker: WorkerProcess) -> None:
     app_of(harness).control.shutdown()
 
 
-@pytest.mark.parametrize("stop", [is_told_to_quit, is_shut_down_by_remote_control])
+@pytest.mark.parametrize("stop", [is_told_to_quit, is_told_to_end_many_times, is_shut_down_by_remote_control])
 def test_34_a_worker_that_is_asked_to_stop_gives_its_shards_back_in_time(
     harness: Harness, stop: Callable[[Harness, WorkerProcess], None]
 ) -> None:
