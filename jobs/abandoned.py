@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from jobs.background import OneAtATime
 from jobs.settings import Settings
 from storage.errors import DatabaseDown, Fenced, InputInvalid, StorageError
 from storage.records import Job, JobId
@@ -48,11 +50,11 @@ class AbandonedJobs:
         self._monotonic = monotonic
         self._unseen: dict[JobId, Unseen] = {}
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._work = OneAtATime("planner")
 
     def look(self) -> None:
         """Begin with the next one, if there is one and nothing else is being planned. Raises DatabaseDown."""
-        if self._thread is not None and self._thread.is_alive():
+        if self._work.busy:
             return
         for job in self._repository.unplanned_jobs(self._settings.lease_seconds):
             if not job.options:
@@ -61,20 +63,17 @@ class AbandonedJobs:
                 continue
             epoch = self._repository.claim_job(job.id, self._owner, self._settings.lease_seconds)
             if epoch is not None:
-                self._thread = threading.Thread(target=self._plan, args=(job, epoch), name="planner", daemon=True)
-                self._thread.start()
+                self._work.start(partial(self._plan, job, epoch))
                 return
 
     def stop(self) -> None:
         """Leave what is being planned to the next process. What does not hear of it in time, as a look at a large
         input, ends with this process, and its lease runs out."""
         self._stopping.set()
-        if self._thread is not None:
-            self._thread.join(self._settings.stop_seconds)
+        self._work.wait(self._settings.stop_seconds)
 
     def wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
+        self._work.wait()
 
     def _plan(self, job: Job, epoch: int) -> None:
         from jobs.freezing import PlanningLeft, freeze_plan  # the tokenizer and all: seldom needed here

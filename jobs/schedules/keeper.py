@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections.abc import Callable
 
+from jobs.background import OneAtATime
 from jobs.settings import Settings
-from storage.errors import StorageError
 from storage.repository import Repository
 
-log = logging.getLogger(__name__)
-
 STOP_SECONDS = 10.0  # a user's gate may hang; the next process settles the run again
-
-
-class OneAtATime:
-    """Runs a piece of work in a thread of its own unless the one before is still at it."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def start(self, work: Callable[[], object]) -> bool:
-        with self._lock:
-            if self._thread is not None and self._thread.is_alive():
-                return False
-            self._thread = threading.Thread(target=self._run, args=(work,), name=self._name, daemon=True)
-            self._thread.start()
-            return True
-
-    def wait(self, seconds: float | None = None) -> None:
-        if self._thread is not None:
-            self._thread.join(seconds)
-
-    def _run(self, work: Callable[[], object]) -> None:
-        try:
-            work()
-        except StorageError as error:
-            log.warning("%s stopped: %s", self._name, error)
-        except Exception:  # a mistake of ours: the next turn goes on
-            log.exception("%s failed", self._name)
 
 
 class ScheduleKeeper:
