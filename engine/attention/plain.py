@@ -69,7 +69,13 @@ def _attend_bucket(
         weights = torch.softmax(torch.cat([shaped, sinks], dim=-1), dim=-1)[..., :-1]
 
     weights = weights.reshape(kv_heads, sequences, per_kv * tokens, -1).to(v.dtype)
+    wrong = None
+    if tokens > 1:  # a token does not depend on those behind it in its tile: 0 times infinity is no number
+        wrong = ~torch.isfinite(v).all(-1)
+        v.masked_fill_(wrong[..., None], 0)
     result = torch.matmul(weights, v).view(kv_heads, sequences, per_kv, tokens, -1)
+    if wrong is not None:
+        result.masked_fill_((wrong[:, :, None, None] & ~bucket.hidden).any(-1, keepdim=True), float("nan"))
     # [Hkv, S, G, T, Dv] -> [S, T, Hkv, G, Dv]
     return result.permute(1, 3, 0, 2, 4).reshape(sequences * tokens, query.shape[0], -1)
 

@@ -41,4 +41,8 @@ def attend_reference(
     else:
         sinks = traits.sinks.float()[:, None, None].expand(-1, scores.shape[1], 1)
         weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
-    return torch.matmul(weights, values).transpose(0, 1).to(query.dtype).contiguous()
+    # What a query does not see is left out, not multiplied by 0, which infinity would survive as no number.
+    wrong = ~torch.isfinite(values).all(-1, keepdim=True)
+    result = torch.matmul(weights, values.masked_fill(wrong, 0.0))
+    result.masked_fill_((visible & wrong.transpose(1, 2)).any(-1, keepdim=True), float("nan"))
+    return result.transpose(0, 1).to(query.dtype).contiguous()

@@ -179,7 +179,8 @@ static void multiply_panels(const Product *p, int64_t from, int64_t count, int64
 
 /* In how many passes the rows come: few enough rows for the second cache, and two pieces for each thread. */
 static int64_t passes_of(const Product *p, int64_t panels) {
-    const int64_t fit = (p->rows + MOST_ROWS - 1) / MOST_ROWS, wanted = (2 * p->threads + panels - 1) / panels;
+    const int64_t fit = (p->rows + MOST_ROWS - 1) / MOST_ROWS, least = panels > 0 ? panels : 1;
+    const int64_t wanted = (2 * p->threads + least - 1) / least;
     const int64_t tiles = (p->rows + TALL - 1) / TALL;
     return wanted <= fit ? fit : wanted < tiles ? wanted : tiles;
 }

@@ -18,6 +18,7 @@ enum { LANES = 8 };
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* the same, anywhere in memory */
 typedef float quad __attribute__((vector_size(16)));
+typedef int32_t loose_int __attribute__((may_alias)); /* the bits of a number */
 typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 
 #ifdef __AVX512F__

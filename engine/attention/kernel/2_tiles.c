@@ -63,6 +63,16 @@ static int find_pass(const Step *step, const Layer *layer, const Tile *tile, int
     return count;
 }
 
+/* Whether the values of the keys [from, count) are numbers, all of them, and none is infinite. */
+static int are_finite(const float *const *values, int64_t dim, int from, int count) {
+    int32_t found = 0;
+    for (int k = from; k < count; k++) {
+        const loose_int *value = (const loose_int *)values[k];
+        for (int64_t d = 0; d < dim; d++) found |= (value[d] & 0x7f800000) == 0x7f800000;
+    }
+    return !found;
+}
+
 /* One row of a tile: a query under one head, and what an earlier tile has left of it. */
 typedef struct {
     const float *query;

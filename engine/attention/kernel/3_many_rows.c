@@ -116,12 +116,31 @@ static void soften(Rows *rows, int vectors, int from, int count, int64_t base, i
     }
 }
 
+/* As `add_values`, but what a row does not see is left out instead of multiplied by 0: it may be infinite or no number, and
+ * a token would else depend on those behind it that are computed with it. */
+static void add_visible(const Rows *rows, int vectors, const float *const *values, int64_t dim, int from, int count,
+                        int64_t base, int64_t window, float *out) {
+    for (int k = from; k < count; k++)
+        for (int v = 0; v < vectors; v++) {
+            const ivec seen = visible(rows->position[v], (int32_t)(base + k), window);
+            const vec weight = load(rows->scores + k * MAX_ROWS + v * LANES);
+            for (int64_t d = 0; d < dim; d++) {
+                float *lanes = out + d * MAX_ROWS + v * LANES;
+                store(lanes, choose(seen, mul_add(weight, splat(values[k][d]), load(lanes)), load(lanes)));
+            }
+        }
+}
+
 static void run_pass(Rows *rows, int vectors, const Step *step, const Layer *layer, const float *query, float *out,
                      const float *const *keys, const float *const *values, int from, int count, int64_t base, int hides) {
     const int first = from - from % UNIT, last = whole_units(count);
     for (int v = 0; v < vectors; v += PAIR)
         score_rows(vectors - v, query + v * LANES, layer->key_dim, keys, first, last, rows->scores + v * LANES);
     soften(rows, vectors, from, count, base, step->window, hides, layer->softcap, out, layer->value_dim);
+    if (hides && !are_finite(values, layer->value_dim, from, count)) {
+        add_visible(rows, vectors, values, layer->value_dim, from, count, base, step->window, out);
+        return;
+    }
     for (int v = 0; v < vectors; v += PAIR)
         add_values(vectors - v, rows->scores + v * LANES, values, layer->value_dim, from, count, out + v * LANES);
 }

@@ -144,6 +144,15 @@ static void add_pass(int rows, const float *weights, const Stream *stream, int f
     }
 }
 
+/* The keys of a pass that a row sees. */
+typedef struct { int begin, end; } Sight;
+
+/* As `add_pass`, but what a row does not see is left out instead of multiplied by 0: see `add_visible`. */
+static void add_seen(int rows, const float *weights, const Stream *stream, const Sight *sights, float *out, int64_t dim) {
+    for (int r = 0; r < rows; r++)
+        add_rows(1, weights + r * PASS, stream, sights[r].begin, sights[r].end, 0, out + r * dim, dim);
+}
+
 /* Turn the scores [from, to) of one row into weights, everything else into zeros; returns their sum. The running maximum
  * moves to the new one, and `shrink` is what the row's earlier sums must be multiplied by. */
 static float soften_row(float *scores, int from, int to, float softcap, float *maximum, float *shrink) {
@@ -169,6 +178,7 @@ static void attend_few(const Step *step, const Layer *layer, const Tile *tile, i
     const int num_rows = (int)(tile->num_members * group);
     float query[FEW_ROWS * key_dim], out[FEW_ROWS * value_dim], scores[FEW_ROWS * PASS];
     float maximum[FEW_ROWS], total[FEW_ROWS];
+    Sight sights[FEW_ROWS];
     const float *keys[2][PASS], *values[2][PASS];
     Stream stream;
 
@@ -186,10 +196,13 @@ static void attend_few(const Step *step, const Layer *layer, const Tile *tile, i
         const int next = find_pass(step, layer, tile, kv_head, base + PASS, 0, keys[!now], values[!now]);
         open_stream(&stream, keys[now], values[now], count, keys[!now], next);
         score_pass(num_rows, query, key_dim, &stream, from, scores);
+        int hides = 0;
         for (int r = 0; r < num_rows; r++) {
             const int64_t position = step->positions[tile->first_member + r / group];
             const int64_t first = step->window ? position - step->window + 1 - base : 0, last = position + 1 - base;
             const int begin = first < from ? from : (int)first, end = last > count ? count : (int)last;
+            sights[r] = (Sight){begin, end};
+            hides |= begin > from || end < count;
             if (begin >= end) { /* this query sees nothing of this pass */
                 for (int i = 0; i < PASS; i++) scores[r * PASS + i] = 0.0f;
                 continue;
@@ -200,7 +213,9 @@ static void attend_few(const Step *step, const Layer *layer, const Tile *tile, i
             if (shrink != 1.0f)
                 for (int64_t d = 0; d < value_dim; d++) out[r * value_dim + d] *= shrink;
         }
-        add_pass(num_rows, scores, &stream, from, count, out, value_dim);
+        if (hides && !are_finite(values[now], value_dim, from, count))
+            add_seen(num_rows, scores, &stream, sights, out, value_dim);
+        else add_pass(num_rows, scores, &stream, from, count, out, value_dim);
         count = next;
     }
     for (int r = 0; r < num_rows; r++) {

@@ -169,6 +169,33 @@ def test_a_sequence_that_is_not_finite_spoils_nobody_else(backend: AttentionBack
     torch.testing.assert_close(got[[0, 2]], expected[[0, 2]], rtol=2e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize("what", ["key", "value"])
+@pytest.mark.parametrize("window", [None, 1, 5, 12])
+@pytest.mark.parametrize("span", [(0, 37), (130, 50), (17, 3), (62, 8), (0, 80)])
+def test_a_token_that_is_not_finite_spoils_those_alone_that_see_it(
+    backend: AttentionBackend, span: tuple[int, int], window: int | None, what: str
+) -> None:
+    """Tokens before it share blocks with prompts that have no such token."""
+    (start, length), shape, traits = span, Shape(window=window), LayerTraits(scale=0.25)
+    paged = Paged(shape, [span])
+    expected = paged.expected(traits)
+    position = start + length * 2 // 3
+    keys, values = paged.contiguous[0]
+    if what == "key":
+        keys[:, position] = float("nan")
+    else:
+        values[1, position, 3] = float("inf")
+    slot = paged.chunks[0].tables[0][position // 4] * 4 + position % 4
+    paged.memory.keys[0][:, slot], paged.memory.values[0][:, slot] = keys[:, position], values[:, position]
+
+    for got in (paged.attend(backend, traits), paged.expected(traits)):
+        for row in range(length):
+            sees = start + row >= position and (window is None or start + row - window < position)
+            assert bool(got[row].isfinite().all()) != sees
+            if not sees:
+                torch.testing.assert_close(got[row], expected[row], rtol=2e-5, atol=2e-6)
+
+
 def test_neighbours_change_no_bit_of_the_native_kernel() -> None:
     traits, backend = LayerTraits(scale=0.25), NativeAttention()
     paged = Paged(Shape(), MIXED)

@@ -42,6 +42,10 @@ def test_equals_the_plain_product(make: NativeLinears, inputs: int, outputs: int
         torch.testing.assert_close(linear(rows).double(), expected, rtol=1e-5, atol=1e-5 * inputs**0.5)
 
 
+def test_a_layer_without_outputs_gives_rows_of_nothing(make: NativeLinears) -> None:
+    assert make(torch.zeros(0, 8), None)(torch.zeros(3, 8)).shape == (3, 0)
+
+
 def test_the_last_dimension_is_the_row_wherever_it_lies(make: NativeLinears) -> None:
     weight = torch.randn(40, 24)
     linear = make(weight, None)
