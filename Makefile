@@ -39,8 +39,9 @@ check: install
 	$(BIN)/python -m pytest tests/unit -n 2
 
 # Two test processes with one thread each: on two cores, threads that wait for one another cost more than they give.
+# Files in their order: by number of tests, as xdist would have them, the long ones come last and one process waits.
 test: check models
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/unit -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore tests/unit -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 # Resumable: a part that passed is not run again before a source changes.
 test-all: $(DONE)/test $(SLOW:%=$(DONE)/%)
