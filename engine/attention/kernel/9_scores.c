@@ -7,7 +7,12 @@
 
 enum { BLOCK = 1024, BINS = 1024, DIGITS = 256 };
 
-typedef double wide __attribute__((vector_size(8 * LANES)));
+/* Halves of a vector, as they are and in double precision: the compiler spills vectors that are wider than registers. */
+typedef float narrow __attribute__((vector_size(2 * LANES)));
+typedef double wide __attribute__((vector_size(4 * LANES)));
+
+/* Sums in double precision, one for each lane. */
+typedef struct { wide low, high; } lane_sums;
 
 typedef struct {
     const float *raw, *scores;   /* the same where nothing is penalised */
@@ -40,9 +45,17 @@ typedef struct {
 
 static inline vec weight(vec x) { return (vec)((ivec)exponential(x) & (x >= splat(-87.0f))); }
 
-static inline double sum_wide(wide x) {
+static inline lane_sums add_lanes(lane_sums sums, vec x) {
+    const union { vec whole; narrow half[2]; } halves = {x};
+    sums.low += __builtin_convertvector(halves.half[0], wide);
+    sums.high += __builtin_convertvector(halves.half[1], wide);
+    return sums;
+}
+
+static inline double sum_lanes(lane_sums sums) {
     double part[4] = {0};
-    for (int i = 0; i < LANES; i++) part[i % 4] += x[i];
+    for (int i = 0; i < LANES / 2; i++) part[i % 4] += sums.low[i];
+    for (int i = 0; i < LANES / 2; i++) part[i % 4] += sums.high[i];
     return (part[0] + part[2]) + (part[1] + part[3]);
 }
 
@@ -74,12 +87,12 @@ static inline float score_of(const draw_scores *s, float x) { return (x - s->shi
 /* Sum of exp(score - top) over the scores of a block that are not below the floor. */
 static inline double block_sum(const float *block, float shift, float temperature, float top, float floor) {
     if (!(top >= -FLT_MAX)) return 0.0;
-    wide sums = {0};
+    lane_sums sums = {{0}, {0}};
     for (int64_t i = 0; i < BLOCK; i += LANES) {
         const vec x = (load(block + i) - shift) / temperature;
-        sums += __builtin_convertvector((vec)((ivec)weight(x - top) & (x >= splat(floor))), wide);
+        sums = add_lanes(sums, (vec)((ivec)weight(x - top) & (x >= splat(floor))));
     }
-    return sum_wide(sums);
+    return sum_lanes(sums);
 }
 
 /* The maxima of a row and, where wanted, its sums. Returns the highest score before the division, or not a number. */
