@@ -20,6 +20,8 @@ def vllm(setup: Setup) -> Batch:
         "VLLM_LOGGING_LEVEL": "WARNING",
         "OMP_NUM_THREADS": str(setup.threads),
         "HF_HUB_OFFLINE": "1",
+        # What it compiles ahead of time it cannot load again on a CPU, so each process would compile for minutes.
+        "VLLM_USE_AOT_COMPILE": "0",
     }
     from vllm import LLM, SamplingParams
 
