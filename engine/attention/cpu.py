@@ -31,7 +31,7 @@ class _Step(ctypes.Structure):
     )
 
 
-class _Layer(ctypes.Structure):
+class Layer(ctypes.Structure):
     _fields_ = (
         ("query", ctypes.c_void_p),
         ("keys", ctypes.c_void_p),
@@ -51,6 +51,7 @@ class _Layer(ctypes.Structure):
         ("softcap", ctypes.c_float),
         ("threads", ctypes.c_int32),
         ("steady", ctypes.c_int32),
+        ("seconds", ctypes.c_double),
     )
 
 
@@ -69,34 +70,40 @@ class NativePlan:
     ) -> torch.Tensor:
         if query.stride(2) != 1:
             query = query.contiguous()
-        heads, tokens, key_dim = query.shape
-        kv_heads, slots, value_dim = values.shape
-        walk, step = self._step(heads // kv_heads)
-        out = torch.empty((tokens, heads, value_dim))
-        half_way = torch.empty((2, tokens, heads)) if walk.hands_on else None
+        heads, tokens, _ = query.shape
+        layer = self.layer(heads, keys, values, traits)
         sinks = None if traits.sinks is None else traits.sinks.detach().contiguous()
-        layer = _Layer(
-            query=query.data_ptr(),
+        walk, step = self._step(heads // layer.kv_heads)
+        out = torch.empty((tokens, heads, layer.value_dim))
+        half_way = torch.empty((2, tokens, heads)) if walk.hands_on else None
+        layer.sinks = None if sinks is None else sinks.data_ptr()
+        layer.query, layer.out = query.data_ptr(), out.data_ptr()
+        layer.query_head_stride, layer.query_token_stride = query.stride(0), query.stride(1)
+        if half_way is not None:
+            layer.maxima, layer.totals = half_way[0].data_ptr(), half_way[1].data_ptr()
+        layer.threads = torch.get_num_threads()
+        self._kernel.nightmill_attend(ctypes.byref(step), ctypes.byref(layer))
+        return out
+
+    def layer(self, heads: int, keys: torch.Tensor, values: torch.Tensor, traits: LayerTraits) -> Layer:
+        """What stays the same from step to step, but for sinks."""
+        kv_heads, slots, value_dim = values.shape
+        return Layer(
             keys=keys.data_ptr(),
             values=values.data_ptr(),
-            sinks=None if sinks is None else sinks.data_ptr(),
-            out=out.data_ptr(),
-            maxima=None if half_way is None else half_way[0].data_ptr(),
-            totals=None if half_way is None else half_way[1].data_ptr(),
-            query_head_stride=query.stride(0),
-            query_token_stride=query.stride(1),
             num_slots=slots,
             heads=heads,
             kv_heads=kv_heads,
-            key_dim=key_dim,
+            key_dim=keys.shape[2],
             value_dim=value_dim,
             scale=traits.scale,
             softcap=traits.softcap or 0.0,
-            threads=torch.get_num_threads(),
             steady=self._steady,
         )
-        self._kernel.nightmill_attend(ctypes.byref(step), ctypes.byref(layer))
-        return out
+
+    def step(self, per_kv: int) -> int:
+        """The address of the step as the kernel reads it; it lives as long as the plan."""
+        return ctypes.addressof(self._step(per_kv)[1])
 
     def _step(self, per_kv: int) -> tuple[Walk, _Step]:
         """The tiles for `per_kv` query heads per KV head; all layers of a group have the same in practice."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch.nn import functional
@@ -38,8 +38,20 @@ _HARMLESS = frozenset(
 )
 
 
+class Inline(NamedTuple):
+    """Addresses of what the kernel needs to attend by itself within a layer, in this step: as in kernel/2_tiles.c."""
+
+    layer: int
+    step: int
+    slots: int  # [T]: where this step's keys and values belong
+
+
 class LayerHandler(Protocol):
     """Computes one attention call of one layer. Tensors are [heads, T, dim]; returns [T, num_heads, value_dim]."""
+
+    def inline(self, layer: int, heads: int, traits: LayerTraits) -> Inline | None:
+        """None: `attend` is to be called."""
+        ...
 
     def attend(
         self,

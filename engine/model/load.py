@@ -17,6 +17,7 @@ from engine.config import EngineConfig
 from engine.errors import ConfigError, ModelRefused
 from engine.grid import ANYWHERE, Grid
 from engine.model import probe
+from engine.model.decoder import fuse_layers
 from engine.model.elementwise import FusedGate, fuse_elementwise, pack_gates
 from engine.model.hooks import AttentionSeat, Entrance, connect
 from engine.model.last_layer import narrow_last_layer
@@ -37,6 +38,8 @@ from engine.model.project import HeadTap, ProjectedTiles, cut_head, recognise
 from engine.model.rotations import check_rotations
 from engine.model.rowwise import hold_row_by_row
 from engine.model.states import StateShapes, slot_bytes
+
+_CHANGES = "packed weights, fused norms, gates and rotations, a tiled output layer and states carried over cuts"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,8 +184,9 @@ def _hook(model: Any, linears: Linears, config: EngineConfig, packable: bool) ->
     logits = logits_of_rows()
     if config.narrow_last_layer and tap is not None and not config.strict:
         narrow_last_layer(model, tap, declared[-1], logits_of_rows)
-    changes = "packed weights, fused norms, gates and rotations, a tiled output layer and states carried over cuts"
-    probe.check_same(model.dtype, expected_cut, logits, changes)
+    if config.fused_layers:
+        fuse_layers(model, declared, seat, logits_of_rows)
+    probe.check_same(model.dtype, expected_cut, logits, _CHANGES)
     return _Hooked(
         entrance=entrance,
         seat=seat,

@@ -13,7 +13,7 @@ from engine.model.narrow import narrowed
 from engine.model.packed import PackedLinear
 
 
-class _Product(ctypes.Structure):
+class Product(ctypes.Structure):
     """As in kernel/11_linear.c."""
 
     _fields_ = (
@@ -75,27 +75,29 @@ class NativeLinear(PackedLinear):
             ctypes.c_void_p(scratch.data_ptr()),
         )
 
+    def product(self) -> Product:
+        """Without rows."""
+        return Product(
+            panels=self._panels.data_ptr(),
+            scales=None if self._scales is None else self._scales.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            inputs=self.in_features,
+            outputs=self.out_features,
+            out_stride=self.out_features,
+            gate=self._gate,
+        )
+
     def _flat(self, rows: torch.Tensor) -> torch.Tensor:
         if rows.dtype != torch.float32 or rows.shape[-1] != self.in_features:
             raise TypeError(f"a layer of {self.in_features} float32 inputs was given {rows.dtype} {tuple(rows.shape)}")
         flat = rows.reshape(-1, self.in_features)
         return flat if flat.stride(1) == 1 else flat.contiguous()
 
-    def _product(self, flat: torch.Tensor, out: int | None) -> _Product:
-        return _Product(
-            x=flat.data_ptr(),
-            panels=self._panels.data_ptr(),
-            scales=None if self._scales is None else self._scales.data_ptr(),
-            bias=None if self.bias is None else self.bias.data_ptr(),
-            out=out,
-            rows=len(flat),
-            inputs=self.in_features,
-            outputs=self.out_features,
-            x_stride=flat.stride(0),
-            out_stride=self.out_features,
-            threads=torch.get_num_threads(),
-            gate=self._gate,
-        )
+    def _product(self, flat: torch.Tensor, out: int | None) -> Product:
+        whole = self.product()
+        whole.x, whole.rows, whole.x_stride = flat.data_ptr(), len(flat), flat.stride(0)
+        whole.out, whole.threads = out, torch.get_num_threads()
+        return whole
 
 
 class NativeGate(NativeLinear):

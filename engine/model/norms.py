@@ -23,12 +23,12 @@ class FusedNorm(nn.Module):
     def __init__(self, kernel: ctypes.CDLL, weight: torch.Tensor, gain: torch.Tensor, eps: float) -> None:
         super().__init__()
         self._kernel = kernel
-        self._gain = gain.detach().contiguous()
+        self.gain = gain.detach().contiguous()
         self.weight = weight  # some models read its type or device
         self.eps = self.variance_epsilon = eps
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        dim = self._gain.shape[0]
+        dim = self.gain.shape[0]
         # Heads and tokens may lie in either order: rows are independent, so the order of the memory will do.
         if rows.stride(-1) != 1 or not torch.ops.aten.is_non_overlapping_and_dense(rows):
             rows = rows.contiguous()
@@ -37,7 +37,7 @@ class FusedNorm(nn.Module):
             ctypes.c_void_p(rows.data_ptr()),
             ctypes.c_int64(rows.numel() // dim),
             ctypes.c_int64(dim),
-            ctypes.c_void_p(self._gain.data_ptr()),
+            ctypes.c_void_p(self.gain.data_ptr()),
             ctypes.c_float(self.eps),
             ctypes.c_void_p(out.data_ptr()),
             ctypes.c_int32(torch.get_num_threads()),

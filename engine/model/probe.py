@@ -27,6 +27,9 @@ class ProbeHandler:
         self._declared = declared
         self.observed: dict[int, ObservedLayer] = {}
 
+    def inline(self, layer: int, heads: int, traits: LayerTraits) -> None:
+        return None
+
     def attend(
         self,
         layer: int,

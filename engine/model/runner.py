@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,6 +11,7 @@ import torch
 
 from engine.attention.base import AttentionBackend, GroupPlan, LayerTraits
 from engine.attention.choose import choose_backend, choose_draw
+from engine.attention.cpu import Layer, NativePlan
 from engine.attention.pick import Best
 from engine.cache.groups import LayerGroup
 from engine.config import EngineConfig
@@ -17,7 +19,7 @@ from engine.filters import SampleRow, is_plain_greedy
 from engine.grid import Grid
 from engine.model.batch import PackedStep, SlotBatch, pack, slot_batches, slot_cells
 from engine.model.copies import copy_batches
-from engine.model.hooks import NotingCache
+from engine.model.hooks import Inline, NotingCache
 from engine.model.load import LoadedModel
 from engine.model.memory import KVMemory
 from engine.model.project import ProjectedTiles, Tiles, fill_logits, given_tiles
@@ -38,11 +40,27 @@ class PagedLayers:
         self._group_of = {index: owner[reads] for index, reads in self._reads.items()}
         self._plans: tuple[GroupPlan, ...] = ()
         self._slots: tuple[torch.Tensor, ...] = ()
+        self._inline: dict[int, Layer] = {}
 
     def begin(self, packed: PackedStep) -> None:
         """Build what all layers of a group share in this step."""
         self._plans = tuple(self._backend.plan(spans) for spans in packed.spans)
         self._slots = tuple(torch.from_numpy(spans.write_slots).to(self._device) for spans in packed.spans)
+
+    def inline(self, layer: int, heads: int, traits: LayerTraits) -> Inline | None:
+        group = self._group_of[layer]
+        plan = self._plans[group]
+        if not isinstance(plan, NativePlan) or traits.sinks is not None or self._reads[layer] != layer:
+            return None
+        fixed = self._inline.get(layer)
+        if fixed is None:
+            keys, values = self._memory.keys[layer], self._memory.values[layer]
+            fixed = self._inline[layer] = plan.layer(heads, keys, values, traits)
+        return Inline(ctypes.addressof(fixed), plan.step(heads // fixed.kv_heads), self._slots[group].data_ptr())
+
+    def inline_seconds(self) -> float:
+        """What attention within whole layers has taken so far."""
+        return float(sum(fixed.seconds for fixed in self._inline.values()))
 
     def attend(
         self,
@@ -110,6 +128,10 @@ class ModelRunner:
         )
         loaded.seat.handler = self._layers
         loaded.seat.states = None if self._slotted is None else self._slotted.states
+
+    def inline_seconds(self) -> float:
+        """What attention within whole layers has taken so far."""
+        return self._layers.inline_seconds()
 
     def forget(self, sequence_id: int) -> None:
         """Nothing is kept per sequence."""

@@ -39,6 +39,7 @@ typedef struct {
     int64_t num_slots, heads, kv_heads, key_dim, value_dim;
     float scale, softcap; /* softcap 0: none */
     int32_t threads, steady; /* steady: a row has the same bits in every tile */
+    double seconds; /* what attention within whole layers has taken */
 } Layer;
 
 /* Where the keys and values of the pass at `base` lie, from `from` on; how many there are. They come in whole units: what

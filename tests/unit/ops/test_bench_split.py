@@ -12,9 +12,16 @@ from ops.bench.split import PARTS, RunSeconds, Stopwatch, occupancy, occupancy_b
 
 
 class Runner:
-    """As ours: samples from tiles that cost time to make."""
+    """As ours: samples from tiles that cost time to make, and its layers tell what attention took in them."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def inline_seconds(self) -> float:
+        return self.seconds
 
     def _forward(self) -> str:
+        self.seconds += 100.0
         return "rows"
 
     def _sample(self, draws: list[int], rows: str, tiles: object) -> list[object]:
@@ -67,6 +74,7 @@ def test_timed_methods_answer_as_before_and_their_time_is_kept():
 
     assert answers == ("rows", 7, [(0, "tile"), (8, "tile")], [1])
     assert all(seconds > 0 for seconds in stopwatch.sums.values())
+    assert 100.0 < stopwatch.sums["attention"] < 101.0
     assert stopwatch.sums["logits"] < stopwatch.sums["sample"]
     before = stopwatch.sums["logits"]
     assert tiles.pick("rows")

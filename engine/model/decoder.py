@@ -1,0 +1,296 @@
+"""Decoder layers in one call of the C kernel, or two around an attention that is not the kernel's: kernel/13_layer.c.
+
+A layer of ten calls keeps the other threads waiting for Python, whose code and data each product drives out of the
+processor's cache again. A layer is recognised by its parts, and taken only if the model's logits keep every bit, as
+they must where the same functions run in the same order.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from engine.attention.base import LayerTraits
+from engine.attention.compile import load_kernel
+from engine.model.elementwise import FusedGate
+from engine.model.hooks import AttentionSeat
+from engine.model.layers import DeclaredLayer
+from engine.model.native_linear import NativeLinear, Product
+from engine.model.norms import FusedNorm
+
+_NORMS = (
+    {"before": "input_layernorm", "before_gate": "post_attention_layernorm"},
+    {
+        "before": "input_layernorm",
+        "after_attention": "post_attention_layernorm",
+        "before_gate": "pre_feedforward_layernorm",
+        "after_down": "post_feedforward_layernorm",
+    },
+)
+"""Transformers' names by their place: those of Llama and those of Gemma."""
+
+_OF_HEADS = {"of_query": "q_norm", "of_key": "k_norm"}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class _Norm(ctypes.Structure):
+    _fields_ = (("gain", ctypes.c_void_p), ("eps", ctypes.c_float))
+
+
+class _Front(ctypes.Structure):
+    _fields_ = (
+        *((name, Product) for name in ("query", "key", "value")),
+        *((name, _Norm) for name in ("before", "of_query", "of_key")),
+        *((name, ctypes.c_int64) for name in ("hidden", "heads", "kv_heads", "dim")),
+    )
+
+
+class _Back(ctypes.Structure):
+    _fields_ = (
+        *((name, Product) for name in ("output", "gated", "down")),
+        *((name, _Norm) for name in ("after_attention", "before_gate", "after_down")),
+        *((name, ctypes.c_int64) for name in ("hidden", "inner")),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerParts:
+    """What a layer is made of, if it is one of those that the kernel knows."""
+
+    projections: tuple[NativeLinear, NativeLinear, NativeLinear, NativeLinear]  # query, key, value, output
+    gate: NativeLinear
+    down: NativeLinear
+    norms: dict[str, FusedNorm]  # by place
+    heads: int
+    kv_heads: int
+    dim: int
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> LayerParts | None:
+        children = dict(layer.named_children())
+        attention, mlp = children.pop("self_attn", None), children.pop("mlp", None)
+        dim = getattr(attention, "head_dim", None)
+        if attention is None or not isinstance(dim, int) or not isinstance(mlp, FusedGate):
+            return None
+        inner = dict(attention.named_children())
+        products = [*(inner.pop(name, None) for name in _PROJECTIONS), mlp.gated, mlp.down_proj]
+        native = [one for one in products if isinstance(one, NativeLinear)]
+        norms = _norms(children, inner)
+        if norms is None or len(native) < len(products):
+            return None
+        query, key, value, output, gate, down = native
+        parts = cls(
+            projections=(query, key, value, output),
+            gate=gate,
+            down=down,
+            norms=norms,
+            heads=query.out_features // dim,
+            kv_heads=key.out_features // dim,
+            dim=dim,
+        )
+        return parts if parts._fit() else None
+
+    def _fit(self) -> bool:
+        query, key, value, output = self.projections
+        whole = self.dim % 2 == query.out_features % self.dim == key.out_features % self.dim == 0
+        widths = key.out_features == value.out_features and output.in_features == query.out_features
+        gains = all(
+            len(norm.gain) == (self.dim if place in _OF_HEADS else query.in_features)
+            for place, norm in self.norms.items()
+        )
+        return whole and widths and gains
+
+
+def _norms(of_layer: dict[str, nn.Module], of_attention: dict[str, nn.Module]) -> dict[str, FusedNorm] | None:
+    """By place; None where there are others, or other parts than norms."""
+    names = next((names for names in _NORMS if set(names.values()) == of_layer.keys()), None)
+    if names is None or not of_attention.keys() <= set(_OF_HEADS.values()):
+        return None
+    found = {place: of_layer[name] for place, name in names.items()}
+    found |= {place: of_attention[name] for place, name in _OF_HEADS.items() if name in of_attention}
+    norms = {place: norm for place, norm in found.items() if isinstance(norm, FusedNorm)}
+    return norms if len(norms) == len(found) else None
+
+
+class Room:
+    """Numbers that a layer needs until it ends: one room for all layers of a model, kept from step to step."""
+
+    def __init__(self) -> None:
+        self._numbers = torch.empty(0)
+
+    def scratch(self, count: int) -> int:
+        """The address of `count` numbers."""
+        if self._numbers.numel() < count:
+            self._numbers = torch.empty(count)
+        return self._numbers.data_ptr()
+
+
+class FusedLayer:
+    """Stands where a decoder layer's forward stood, and calls it for all but the common case."""
+
+    def __init__(
+        self,
+        parts: LayerParts,
+        own_forward: Callable[..., Any],
+        seat: AttentionSeat,
+        index: int,
+        traits: LayerTraits,
+        room: Room,
+    ) -> None:
+        self._kernel = _declared(load_kernel())
+        self._parts = parts  # keeps the weights alive that the kernel points to
+        self._own_forward = self.__wrapped__ = own_forward
+        self._seat, self._index, self._traits, self._room = seat, index, traits, room
+        self._front, self._back = _front(parts), _back(parts)
+        self._front_at, self._back_at = ctypes.addressof(self._front), ctypes.addressof(self._back)
+        self._hidden = parts.projections[0].in_features
+        turned = (parts.heads + parts.kv_heads) * parts.dim
+        self._parts_need = self._hidden + max(turned, parts.down.in_features)  # numbers per token
+        self._whole_needs = self._parts_need + 2 * (turned + parts.heads)
+
+    def __call__(self, hidden_states: torch.Tensor, *args: Any, **keywords: Any) -> Any:
+        tables: Any = keywords.get("position_embeddings")
+        if args or keywords.get("attention_mask") is not None or not self._is_common(hidden_states, tables):
+            return self._own_forward(hidden_states, *args, **keywords)
+        with torch._C.DisableTorchFunction():  # what happens here is ours, whatever mode the model runs in
+            cos, sin = tables
+            return self._run(hidden_states, cos, sin)
+
+    def _is_common(self, hidden: torch.Tensor, tables: Any) -> bool:
+        if not isinstance(tables, tuple) or len(tables) != 2 or hidden.dim() != 3:
+            return False
+        shape = (1, hidden.shape[1], self._parts.dim)
+        rows = hidden.shape[0] == 1 and hidden.shape[2] == self._hidden
+        fit = rows and all(isinstance(table, torch.Tensor) and table.shape == shape for table in tables)
+        return fit and all(each.is_contiguous() and each.dtype == torch.float32 for each in (hidden, *tables))
+
+    def _run(self, hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        tokens, threads = hidden.shape[1], torch.get_num_threads()
+        out = torch.empty_like(hidden)
+        x, into, tables = hidden.data_ptr(), out.data_ptr(), (cos.data_ptr(), sin.data_ptr())
+        inline = self._seat.handler.inline(self._index, self._parts.heads, self._traits)
+        if inline is not None:
+            scratch = self._room.scratch(tokens * self._whole_needs)
+            self._kernel.nightmill_layer(
+                self._front_at, self._back_at, *inline, x, tokens, *tables, scratch, into, threads
+            )
+            return out
+        scratch = self._room.scratch(tokens * self._parts_need)
+        parts = self._parts
+        whole = torch.empty((tokens, parts.heads + 2 * parts.kv_heads, parts.dim))
+        self._kernel.nightmill_layer_front(self._front_at, x, tokens, *tables, scratch, whole.data_ptr(), threads)
+        query, key, value = torch.split(whole.transpose(0, 1), [parts.heads, parts.kv_heads, parts.kv_heads])
+        attended = self._seat.handler.attend(self._index, query, key, value, self._traits, None)
+        self._kernel.nightmill_layer_back(self._back_at, attended.data_ptr(), x, tokens, scratch, into, threads)
+        return out
+
+
+def _declared(kernel: ctypes.CDLL) -> ctypes.CDLL:
+    """With the types of our calls, so that plain numbers will do."""
+    address, number, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
+    arguments = {
+        "nightmill_layer": (*[address] * 6, number, *[address] * 4, count),
+        "nightmill_layer_front": (address, address, number, *[address] * 4, count),
+        "nightmill_layer_back": (*[address] * 3, number, address, address, count),
+    }
+    for name, types in arguments.items():
+        function = getattr(kernel, name)
+        function.argtypes, function.restype = types, None
+    return kernel
+
+
+def _norm(parts: LayerParts, place: str) -> _Norm:
+    norm = parts.norms.get(place)
+    return _Norm() if norm is None else _Norm(norm.gain.data_ptr(), norm.eps)
+
+
+def _front(parts: LayerParts) -> _Front:
+    query, key, value, _ = [one.product() for one in parts.projections]
+    return _Front(
+        query=query,
+        key=key,
+        value=value,
+        before=_norm(parts, "before"),
+        of_query=_norm(parts, "of_query"),
+        of_key=_norm(parts, "of_key"),
+        hidden=parts.projections[0].in_features,
+        heads=parts.heads,
+        kv_heads=parts.kv_heads,
+        dim=parts.dim,
+    )
+
+
+def _back(parts: LayerParts) -> _Back:
+    return _Back(
+        output=parts.projections[3].product(),
+        gated=parts.gate.product(),
+        down=parts.down.product(),
+        after_attention=_norm(parts, "after_attention"),
+        before_gate=_norm(parts, "before_gate"),
+        after_down=_norm(parts, "after_down"),
+        hidden=parts.down.out_features,
+        inner=parts.down.in_features,
+    )
+
+
+class _Noting:
+    """A handler of attention calls that notes what each layer asks for."""
+
+    def __init__(self, seat: AttentionSeat) -> None:
+        self._own = seat.handler
+        self.calls: dict[int, list[LayerTraits]] = {}
+
+    def inline(self, layer: int, heads: int, traits: LayerTraits) -> None:
+        return None
+
+    def attend(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        traits: LayerTraits,
+        window: int | None,
+    ) -> torch.Tensor:
+        self.calls.setdefault(layer, []).append(traits)
+        return self._own.attend(layer, query, key, value, traits, window)
+
+
+def fuse_layers(
+    model: nn.Module, declared: tuple[DeclaredLayer, ...], seat: AttentionSeat, logits: Callable[[], torch.Tensor]
+) -> int:
+    """`logits` runs the model. Returns how many layers were fused: none where one of them changes a bit."""
+    found = {layer: parts for layer in model.modules() if (parts := LayerParts.of(layer)) is not None}
+    found = {layer: parts for layer, parts in found.items() if "forward" not in vars(layer)}
+    if not found:
+        return 0
+    own, noting = seat.handler, _Noting(seat)
+    seat.handler = noting
+    try:
+        expected = logits()
+    finally:
+        seat.handler = own
+    room, fused = Room(), []
+    for layer, parts in found.items():
+        index: Any = getattr(layer.self_attn, "layer_idx", None)
+        calls = noting.calls.get(index, [])
+        if len(calls) == 1 and declared[index].reads == index and not declared[index].has_state:
+            layer.forward = FusedLayer(parts, layer.forward, seat, index, calls[0], room)
+            fused.append(layer)
+    if _same(expected, logits):
+        return len(fused)
+    for layer in fused:
+        del layer.forward
+    return 0
+
+
+def _same(expected: torch.Tensor, logits: Callable[[], torch.Tensor]) -> bool:
+    try:
+        return torch.equal(logits(), expected)
+    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # it hands on more than its output
+        return False

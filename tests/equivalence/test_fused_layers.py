@@ -1,0 +1,136 @@
+"""Layers that are one call of the kernel give the bits of the same layers taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+from engine.config import EngineConfig
+from engine.model.decoder import FusedLayer, Room
+from engine.model.load import LoadedModel, load_model
+from engine.request import Completion
+from tests.equivalence import tiny
+from tests.equivalence.families import ATTENTION_FAMILIES
+from tests.equivalence.subjects import CONFIG, LENGTHS, NEW_TOKENS, SHARED, Subject, assert_expected, complete, requests
+
+FUSED = {
+    "llama": 3,
+    "mistral": 3,
+    "qwen3": 3,
+    "gemma2": 3,
+    "gemma3": 3,
+}  # of four layers, the last of which is narrowed
+PROMPTS = tiny.prompts(LENGTHS, SHARED)
+
+
+def fused_layers(loaded: LoadedModel) -> list[Any]:
+    found = [vars(module).get("forward") for module in loaded.model.modules()]
+    return [each for each in found if isinstance(each, FusedLayer)]
+
+
+def completions(loaded: LoadedModel, config: EngineConfig) -> list[Completion]:
+    engine = Subject(Path(), loaded, [], []).engine(config)
+    engine.start()
+    done = complete(engine, requests(PROMPTS))
+    engine.stop()
+    return done
+
+
+def answers(loaded: LoadedModel, config: EngineConfig) -> list[tuple[tuple[int, ...], float]]:
+    return [(tuple(each.token_ids), each.cumulative_logprob) for each in completions(loaded, config)]
+
+
+@pytest.mark.parametrize("options", [{}, {"strict": True}, {"native_attention": False}], ids=["", "strict", "torch"])
+@pytest.mark.parametrize("family", sorted(FUSED))
+def test_no_bit_changes(family: str, options: dict[str, Any], tiny_model: Callable[[str], Path]) -> None:
+    config = replace(CONFIG, **options)
+    whole, apart = (load_model(tiny_model(family), replace(config, fused_layers=fused)) for fused in (True, False))
+
+    assert len(fused_layers(whole)) == FUSED[family] + bool(config.strict)
+    assert not fused_layers(apart)
+    assert answers(whole, config) == answers(apart, config)
+
+
+@pytest.mark.parametrize("dtype", ["int8"])
+def test_no_bit_changes_with_weights_in_8_bits(dtype: Any, tiny_model: Callable[[str], Path]) -> None:
+    config = replace(CONFIG, dtype=dtype)
+    whole, apart = (load_model(tiny_model("llama"), replace(config, fused_layers=fused)) for fused in (True, False))
+
+    assert len(fused_layers(whole)) == FUSED["llama"]
+    assert answers(whole, config) == answers(apart, config)
+
+
+def test_layers_with_biases_are_fused(tmp_path: Path) -> None:
+    source = saved(ATTENTION_FAMILIES["llama"]().to_dict() | {"attention_bias": True, "mlp_bias": True}, tmp_path)
+    whole, apart = (load_model(source, replace(CONFIG, fused_layers=fused)) for fused in (True, False))
+
+    assert len(fused_layers(whole)) == FUSED["llama"]
+    assert answers(whole, CONFIG) == answers(apart, CONFIG)
+
+
+@pytest.mark.parametrize("family", sorted(ATTENTION_FAMILIES.keys() - FUSED.keys() - {"granite"}))
+def test_other_layers_stay_as_they_are(family: str, tiny_model: Callable[[str], Path]) -> None:
+    assert not fused_layers(load_model(tiny_model(family), CONFIG))
+
+
+def test_a_layer_of_the_same_parts_that_computes_something_else_stays_as_it_is(tmp_path: Path) -> None:
+    plain = ATTENTION_FAMILIES["granite"]().to_dict()
+    source = saved(plain | {"residual_multiplier": 0.5}, tmp_path)
+
+    loaded = load_model(source, CONFIG)
+
+    assert not fused_layers(loaded)
+    assert_expected(tiny.generate(source, PROMPTS, NEW_TOKENS), completions(loaded, CONFIG))
+
+
+def test_a_call_that_is_not_the_common_one_goes_to_the_layer_itself(tiny_model: Callable[[str], Path]) -> None:
+    layer = fused_layers(load_model(tiny_model("llama"), CONFIG))[0]
+    asked: list[tuple[Any, ...]] = []
+    layer._own_forward = lambda *args, **keywords: asked.append((args, keywords))
+    row, table = torch.zeros(1, 3, 48), torch.zeros(1, 3, 16)
+    common = {"position_embeddings": (table, table)}
+
+    layer(row, **common, attention_mask=torch.zeros(1))
+    layer(row, None, **common)
+    layer(row)
+    layer(row.double(), **common)
+    layer(row.expand(2, 3, 48), **common)
+    layer(row, position_embeddings=(table[..., :8], table[..., :8]))
+    layer(row, position_embeddings=(table.transpose(1, 2).contiguous().transpose(1, 2), table))
+
+    assert len(asked) == 7
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize("native", [True, False])
+def test_no_number_is_written_beside_the_room(
+    family: str, native: bool, tiny_model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[torch.Tensor] = []
+
+    def guarded(_: Room, count: int) -> int:
+        kept.append(torch.full((count + 64,), 7.0))
+        return kept[-1][32:].data_ptr()
+
+    monkeypatch.setattr(Room, "scratch", guarded)
+    config = replace(CONFIG, native_attention=native)
+    answers(load_model(tiny_model(family), config), config)
+
+    assert kept
+    assert all(torch.equal(torch.cat([each[:32], each[-32:]]), torch.full((64,), 7.0)) for each in kept)
+    assert all(each[-33] != 7.0 for each in kept)  # all of it is used
+
+
+def saved(config: dict[str, Any], folder: Path) -> Path:
+    """A model with random weights."""
+    torch.manual_seed(0)
+    kind = getattr(transformers, {"llama": "LlamaConfig", "granite": "GraniteConfig"}[config["model_type"]])
+    AutoModelForCausalLM.from_config(kind(**config)).save_pretrained(folder)
+    return folder
