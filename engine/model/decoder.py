@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,25 +16,10 @@ from torch import nn
 
 from engine.attention.base import LayerTraits
 from engine.attention.compile import load_kernel
-from engine.model.elementwise import FusedGate
 from engine.model.hooks import AttentionSeat
+from engine.model.layer_parts import LayerParts
 from engine.model.layers import DeclaredLayer
-from engine.model.native_linear import NativeLinear, Product
-from engine.model.norms import FusedNorm
-
-_NORMS = (
-    {"before": "input_layernorm", "before_gate": "post_attention_layernorm"},
-    {
-        "before": "input_layernorm",
-        "after_attention": "post_attention_layernorm",
-        "before_gate": "pre_feedforward_layernorm",
-        "after_down": "post_feedforward_layernorm",
-    },
-)
-"""Transformers' names by their place: those of Llama and those of Gemma."""
-
-_OF_HEADS = {"of_query": "q_norm", "of_key": "k_norm"}
-_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+from engine.model.native_linear import Product
 
 
 class _Norm(ctypes.Structure):
@@ -56,65 +40,6 @@ class _Back(ctypes.Structure):
         *((name, _Norm) for name in ("after_attention", "before_gate", "after_down")),
         *((name, ctypes.c_int64) for name in ("hidden", "inner")),
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerParts:
-    """What a layer is made of, if it is one of those that the kernel knows."""
-
-    projections: tuple[NativeLinear, NativeLinear, NativeLinear, NativeLinear]  # query, key, value, output
-    gate: NativeLinear
-    down: NativeLinear
-    norms: dict[str, FusedNorm]  # by place
-    heads: int
-    kv_heads: int
-    dim: int
-
-    @classmethod
-    def of(cls, layer: nn.Module) -> LayerParts | None:
-        children = dict(layer.named_children())
-        attention, mlp = children.pop("self_attn", None), children.pop("mlp", None)
-        dim = getattr(attention, "head_dim", None)
-        if attention is None or not isinstance(dim, int) or not isinstance(mlp, FusedGate):
-            return None
-        inner = dict(attention.named_children())
-        products = [*(inner.pop(name, None) for name in _PROJECTIONS), mlp.gated, mlp.down_proj]
-        native = [one for one in products if isinstance(one, NativeLinear)]
-        norms = _norms(children, inner)
-        if norms is None or len(native) < len(products):
-            return None
-        query, key, value, output, gate, down = native
-        parts = cls(
-            projections=(query, key, value, output),
-            gate=gate,
-            down=down,
-            norms=norms,
-            heads=query.out_features // dim,
-            kv_heads=key.out_features // dim,
-            dim=dim,
-        )
-        return parts if parts._fit() else None
-
-    def _fit(self) -> bool:
-        query, key, value, output = self.projections
-        whole = self.dim % 2 == query.out_features % self.dim == key.out_features % self.dim == 0
-        widths = key.out_features == value.out_features and output.in_features == query.out_features
-        gains = all(
-            len(norm.gain) == (self.dim if place in _OF_HEADS else query.in_features)
-            for place, norm in self.norms.items()
-        )
-        return whole and widths and gains
-
-
-def _norms(of_layer: dict[str, nn.Module], of_attention: dict[str, nn.Module]) -> dict[str, FusedNorm] | None:
-    """By place; None where there are others, or other parts than norms."""
-    names = next((names for names in _NORMS if set(names.values()) == of_layer.keys()), None)
-    if names is None or not of_attention.keys() <= set(_OF_HEADS.values()):
-        return None
-    found = {place: of_layer[name] for place, name in names.items()}
-    found |= {place: of_attention[name] for place, name in _OF_HEADS.items() if name in of_attention}
-    norms = {place: norm for place, norm in found.items() if isinstance(norm, FusedNorm)}
-    return norms if len(norms) == len(found) else None
 
 
 class Room:
@@ -163,6 +88,9 @@ class FusedLayer:
 
     def _is_common(self, hidden: torch.Tensor, tables: Any) -> bool:
         if not isinstance(tables, tuple) or len(tables) != 2 or hidden.dim() != 3:
+            return False
+        narrowed = self._parts.narrowed
+        if narrowed is not None and narrowed.columns_of(hidden.shape[1]) is not None:
             return False
         shape = (1, hidden.shape[1], self._parts.dim)
         rows = hidden.shape[0] == 1 and hidden.shape[2] == self._hidden

@@ -30,9 +30,14 @@ class Narrowed(nn.Module):
         self.own = own
         self._tap = (tap,)  # not as a module of this one: it has its place in the model already
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def columns_of(self, tokens: int) -> torch.Tensor | None:
+        """Those of the rows that sample, of `tokens`. None: all of them run."""
         columns = self._tap[0].columns
-        if columns is None or _SAVES * len(columns) > x.shape[-2]:
+        return None if columns is None or _SAVES * len(columns) > tokens else columns
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        columns = self.columns_of(x.shape[-2])
+        if columns is None:
             out: torch.Tensor = self.own(x)
             return out
         rows: torch.Tensor = self.own(x.index_select(-2, columns))
