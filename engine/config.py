@@ -28,7 +28,7 @@ class EngineConfig:
     picked_products: bool = True  # greedy tokens are chosen while logits are in the cache, with native_linear
     fused_norms: bool = True  # RMS norms by the C kernel on CPU where a compiler exists
     fused_elementwise: bool = True  # gated activations and rotary embeddings by the C kernel, likewise
-    fused_layers: bool = True  # a decoder layer is two calls of the C kernel and its attention, with gated_products
+    fused_layers: bool = True  # a decoder layer is one call of the C kernel, with gated_products and native_attention
     native_attention: bool = True  # the C kernel on CPU where a compiler exists
     native_sampling: bool = True  # tokens are drawn by the C kernel on CPU where a compiler exists
     shared_attention: bool = True  # the C kernel reads what decodes share once per step, not once per decode

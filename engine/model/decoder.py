@@ -8,7 +8,9 @@ they must where the same functions run in the same order.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,10 +18,15 @@ from torch import nn
 
 from engine.attention.base import LayerTraits
 from engine.attention.compile import load_kernel
-from engine.model.hooks import AttentionSeat
+from engine.errors import ModelRefused
+from engine.model.hooks import AttentionSeat, LayerHandler, NotingCache
 from engine.model.layer_parts import LayerParts
 from engine.model.layers import DeclaredLayer
 from engine.model.native_linear import Product
+
+_log = logging.getLogger(__name__)
+_CANNOT = (TypeError, ValueError, RuntimeError, LookupError, AttributeError, AssertionError, ModelRefused)
+_KEYWORDS = frozenset({"position_embeddings", "position_ids", "cache_position", "past_key_values", "use_cache"})
 
 
 class _Norm(ctypes.Structure):
@@ -49,8 +56,9 @@ class Room:
         self._numbers = torch.empty(0)
 
     def scratch(self, count: int) -> int:
-        """The address of `count` numbers."""
+        """The address of `count` numbers, good until the next call."""
         if self._numbers.numel() < count:
+            self._numbers = torch.empty(0)  # let go before there is more
             self._numbers = torch.empty(count)
         return self._numbers.data_ptr()
 
@@ -60,6 +68,7 @@ class FusedLayer:
 
     def __init__(
         self,
+        kernel: ctypes.CDLL,
         parts: LayerParts,
         own_forward: Callable[..., Any],
         seat: AttentionSeat,
@@ -67,7 +76,8 @@ class FusedLayer:
         traits: LayerTraits,
         room: Room,
     ) -> None:
-        self._kernel = _declared(load_kernel())
+        self.has_run = False
+        self._kernel = kernel
         self._parts = parts  # keeps the weights alive that the kernel points to
         self._own_forward = self.__wrapped__ = own_forward
         self._seat, self._index, self._traits, self._room = seat, index, traits, room
@@ -80,8 +90,9 @@ class FusedLayer:
 
     def __call__(self, hidden_states: torch.Tensor, *args: Any, **keywords: Any) -> Any:
         tables: Any = keywords.get("position_embeddings")
-        if args or keywords.get("attention_mask") is not None or not self._is_common(hidden_states, tables):
+        if args or not _are_common(keywords) or not self._is_common(hidden_states, tables):
             return self._own_forward(hidden_states, *args, **keywords)
+        self.has_run = True
         with torch._C.DisableTorchFunction():  # what happens here is ours, whatever mode the model runs in
             cos, sin = tables
             return self._run(hidden_states, cos, sin)
@@ -116,6 +127,12 @@ class FusedLayer:
         attended = self._seat.handler.attend(self._index, query, key, value, self._traits, None)
         self._kernel.nightmill_layer_back(self._back_at, attended.data_ptr(), x, tokens, scratch, into, threads)
         return out
+
+
+def _are_common(keywords: dict[str, Any]) -> bool:
+    """What a step of ours passes along, and nothing else."""
+    given = {name for name, value in keywords.items() if value is not None}
+    return given <= _KEYWORDS and isinstance(keywords.get("past_key_values"), NotingCache)
 
 
 def _declared(kernel: ctypes.CDLL) -> ctypes.CDLL:
@@ -166,12 +183,29 @@ def _back(parts: LayerParts) -> _Back:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """What one layer has asked its attention for."""
+
+    heads: int
+    kv_heads: int
+    key_dim: int
+    value_dim: int
+    scale: float
+    softcap: float | None
+    has_sinks: bool
+
+    def fits(self, parts: LayerParts) -> bool:
+        shape = (self.heads, self.kv_heads, self.key_dim, self.value_dim)
+        return shape == (parts.heads, parts.kv_heads, parts.dim, parts.dim) and not self.has_sinks
+
+
 class _Noting:
     """A handler of attention calls that notes what each layer asks for."""
 
-    def __init__(self, seat: AttentionSeat) -> None:
-        self._own = seat.handler
-        self.calls: dict[int, list[LayerTraits]] = {}
+    def __init__(self, own: LayerHandler) -> None:
+        self._own = own
+        self.calls: dict[int, list[_Call]] = {}
 
     def inline(self, layer: int, heads: int, traits: LayerTraits) -> None:
         return None
@@ -185,40 +219,60 @@ class _Noting:
         traits: LayerTraits,
         window: int | None,
     ) -> torch.Tensor:
-        self.calls.setdefault(layer, []).append(traits)
+        shape = (query.shape[0], key.shape[0], key.shape[2], value.shape[2])
+        call = _Call(*shape, traits.scale, traits.softcap, traits.sinks is not None)
+        self.calls.setdefault(layer, []).append(call)
         return self._own.attend(layer, query, key, value, traits, window)
 
 
 def fuse_layers(
-    model: nn.Module, declared: tuple[DeclaredLayer, ...], seat: AttentionSeat, logits: Callable[[], torch.Tensor]
+    model: nn.Module,
+    declared: Sequence[DeclaredLayer],
+    seat: AttentionSeat,
+    trials: Sequence[Callable[[], torch.Tensor]],
 ) -> int:
-    """`logits` runs the model. Returns how many layers were fused: none where one of them changes a bit."""
-    found = {layer: parts for layer in model.modules() if (parts := LayerParts.of(layer)) is not None}
-    found = {layer: parts for layer, parts in found.items() if "forward" not in vars(layer)}
+    """Each trial runs the model once and returns logits. Returns how many layers were fused: all that have the parts,
+    or none where one of them changes a bit."""
+    found = {
+        layer: parts
+        for layer in model.modules()
+        if "forward" not in vars(layer) and (parts := LayerParts.of(layer)) is not None
+    }
     if not found:
         return 0
-    own, noting = seat.handler, _Noting(seat)
-    seat.handler = noting
-    try:
-        expected = logits()
-    finally:
-        seat.handler = own
-    room, fused = Room(), []
+    expected, calls = _noted(seat, trials)
+    kernel, room, fused = _declared(load_kernel()), Room(), {}
     for layer, parts in found.items():
         index: Any = getattr(layer.self_attn, "layer_idx", None)
-        calls = noting.calls.get(index, [])
-        if len(calls) == 1 and declared[index].reads == index and not declared[index].has_state:
-            layer.forward = FusedLayer(parts, layer.forward, seat, index, calls[0], room)
-            fused.append(layer)
-    if _same(expected, logits):
+        asked = calls.get(index, [])
+        alike = len(asked) == len(trials) and len(set(asked)) == 1 and asked[0].fits(parts)
+        if alike and declared[index].reads == index and not declared[index].has_state:
+            traits = LayerTraits(scale=asked[0].scale, softcap=asked[0].softcap)
+            fused[layer] = FusedLayer(kernel, parts, layer.forward, seat, index, traits, room)
+    for layer, forward in fused.items():
+        layer.forward = forward
+    if _same(expected, trials) and all(forward.has_run for forward in fused.values()):
         return len(fused)
     for layer in fused:
         del layer.forward
     return 0
 
 
-def _same(expected: torch.Tensor, logits: Callable[[], torch.Tensor]) -> bool:
+def _noted(
+    seat: AttentionSeat, trials: Sequence[Callable[[], torch.Tensor]]
+) -> tuple[list[torch.Tensor], dict[int, list[_Call]]]:
+    """The logits of each trial, and what each layer asked for in all of them."""
+    own, noting = seat.handler, _Noting(seat.handler)
+    seat.handler = noting
     try:
-        return torch.equal(logits(), expected)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError):  # it hands on more than its output
+        return [trial() for trial in trials], noting.calls
+    finally:
+        seat.handler = own
+
+
+def _same(expected: Sequence[torch.Tensor], trials: Sequence[Callable[[], torch.Tensor]]) -> bool:
+    try:
+        return all(torch.equal(trial(), logits) for trial, logits in zip(trials, expected, strict=True))
+    except _CANNOT as error:
+        _log.warning("decoder layers run in parts, which is slower: the model cannot run them whole: %r", error)
         return False

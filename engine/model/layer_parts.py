@@ -68,14 +68,20 @@ class LayerParts:
         return parts if parts._fit() else None
 
     def _fit(self) -> bool:
+        """The kernel is given addresses and believes the widths."""
         query, key, value, output = self.projections
-        whole = self.dim % 2 == query.out_features % self.dim == key.out_features % self.dim == 0
-        widths = key.out_features == value.out_features and output.in_features == query.out_features
-        gains = all(
-            len(norm.gain) == (self.dim if place in _OF_HEADS else query.in_features)
-            for place, norm in self.norms.items()
+        hidden, of_heads, of_kv_heads = query.in_features, self.heads * self.dim, self.kv_heads * self.dim
+        ins = (query, key, value, self.gate)
+        return (
+            self.dim % 2 == self.heads % max(1, self.kv_heads) == 0
+            and (query.out_features, key.out_features, value.out_features) == (of_heads, of_kv_heads, of_kv_heads)
+            and all(one.in_features == hidden for one in ins)
+            and (output.in_features, output.out_features) == (of_heads, hidden)
+            and (self.down.in_features, self.down.out_features) == (self.gate.out_features, hidden)
+            and all(
+                len(norm.gain) == (self.dim if place in _OF_HEADS else hidden) for place, norm in self.norms.items()
+            )
         )
-        return whole and widths and gains
 
 
 def whole(module: nn.Module | None) -> nn.Module | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ def load_model(source: str | Path, config: EngineConfig) -> LoadedModel:
     hooked = _hook(model, choose_linears(config, packable), config, packable)
     max_model_len = _max_model_len(text_config, config.max_model_len)
     check_rotations(model, max_model_len)
+    if config.fused_layers:
+        _fuse_layers(model, hooked, max_model_len)
     groups = layer_groups(hooked.declared, hooked.observed, config.block_size)
     grid = find_grid(text_config, config) if config.strict and hooked.states else ANYWHERE
     dtype = model.dtype
@@ -145,6 +148,7 @@ class _Hooked:
     tap: HeadTap | None
     head: ProjectedTiles | None
     vocab_size: int
+    logits: Callable[..., torch.Tensor]  # of the probe, at its own positions or at others that are given
 
 
 def _hook(model: Any, linears: Linears, config: EngineConfig, packable: bool) -> _Hooked:
@@ -168,24 +172,22 @@ def _hook(model: Any, linears: Linears, config: EngineConfig, packable: bool) ->
     observed = dict(handler.observed)
     seat.states = probe.cut_states(states.observed, device)
 
-    def logits_of_cuts() -> torch.Tensor:
+    def logits_of_cuts(positions: torch.Tensor | None = None) -> torch.Tensor:
         handler.observed.clear()
-        return probe.hooked_logits(model, ids, seat)
+        return probe.hooked_logits(model, ids, seat, positions)
 
     if config.strict:
         own = [module for module in model.modules() if isinstance(module, (PackedLinear, FusedNorm, FusedGate))]
         mixers = [module for module, _ in find_mixers(model)]
         hold_row_by_row(model, logits_of_cuts, [*own, *mixers], linears.make_exact)
 
-    def logits_of_rows() -> torch.Tensor:
-        given = logits_of_cuts()
+    def logits_of_rows(positions: torch.Tensor | None = None) -> torch.Tensor:
+        given = logits_of_cuts(positions)
         return given if tap is None or head is None else torch.cat([tile for _, tile in head(tap.take())], dim=1)
 
     logits = logits_of_rows()
     if config.narrow_last_layer and tap is not None and not config.strict:
         narrow_last_layer(model, tap, declared[-1], logits_of_rows)
-    if config.fused_layers:
-        fuse_layers(model, declared, seat, logits_of_rows)
     probe.check_same(model.dtype, expected_cut, logits, _CHANGES)
     return _Hooked(
         entrance=entrance,
@@ -196,7 +198,14 @@ def _hook(model: Any, linears: Linears, config: EngineConfig, packable: bool) ->
         tap=tap,
         head=head,
         vocab_size=expected.shape[1],
+        logits=logits_of_rows,
     )
+
+
+def _fuse_layers(model: Any, hooked: _Hooked, max_model_len: int) -> None:
+    """Tried out at the first positions and at those up to the last: some models scale their queries by position."""
+    far = probe.far_positions(max_model_len, model.device)
+    fuse_layers(model, hooked.declared, hooked.seat, [hooked.logits, lambda: hooked.logits(far)])
 
 
 def _replace_parts(model: Any, linears: Linears, config: EngineConfig, packable: bool) -> None:

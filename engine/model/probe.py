@@ -116,10 +116,18 @@ def _positions(ids: torch.Tensor) -> torch.Tensor:
     return torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
 
 
-def hooked_logits(model: Any, ids: torch.Tensor, seat: AttentionSeat) -> torch.Tensor:
-    """The same through our hooks, on one packed row."""
+def far_positions(max_model_len: int, device: torch.device) -> torch.Tensor:
+    """[1, PROBE_TOKENS], spread over what a sequence may have."""
+    return torch.linspace(0, max_model_len - 1, PROBE_TOKENS, device=device).long().unsqueeze(0)
+
+
+def hooked_logits(
+    model: Any, ids: torch.Tensor, seat: AttentionSeat, positions: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The same through our hooks, on one packed row; at other `positions` [1, PROBE_TOKENS] if there are any."""
+    positions = _positions(ids) if positions is None else positions
     with torch.inference_mode():
-        logits: torch.Tensor = Entrance.of(model).call(model, ids, _positions(ids), NotingCache(seat)).logits[0]
+        logits: torch.Tensor = Entrance.of(model).call(model, ids, positions, NotingCache(seat)).logits[0]
     return logits.float()
 
 

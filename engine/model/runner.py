@@ -50,7 +50,7 @@ class PagedLayers:
     def inline(self, layer: int, heads: int, traits: LayerTraits) -> Inline | None:
         group = self._group_of[layer]
         plan = self._plans[group]
-        if not isinstance(plan, NativePlan) or traits.sinks is not None or self._reads[layer] != layer:
+        if not isinstance(plan, NativePlan):
             return None
         fixed = self._inline.get(layer)
         if fixed is None:

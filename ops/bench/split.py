@@ -74,6 +74,7 @@ class Stopwatch:
         """Time these classes' methods from now on: the process is the cell's own, so nothing is put back."""
         for owner, method, wrapped in (
             (runner, "_forward", self._timed_forward),
+            (layers, "inline", lambda own: self._timed("attention", own)),
             (layers, "attend", lambda own: self._timed("attention", own)),
             (runner, "_sample", lambda own: self._timed("sample", own)),
             (tiles, "pick", lambda own: self._timed("logits", own)),
