@@ -49,18 +49,9 @@ class _Back(ctypes.Structure):
     )
 
 
-class Room:
-    """Numbers that a layer needs until it ends: one room for all layers of a model, kept from step to step."""
-
-    def __init__(self) -> None:
-        self._numbers = torch.empty(0)
-
-    def scratch(self, count: int) -> int:
-        """The address of `count` numbers, good until the next call."""
-        if self._numbers.numel() < count:
-            self._numbers = torch.empty(0)  # let go before there is more
-            self._numbers = torch.empty(count)
-        return self._numbers.data_ptr()
+def scratch(count: int) -> torch.Tensor:
+    """Numbers that a layer needs until it ends. Nothing is kept: the next layer finds the same place in the heap."""
+    return torch.empty(count)
 
 
 class FusedLayer:
@@ -74,13 +65,12 @@ class FusedLayer:
         seat: AttentionSeat,
         index: int,
         traits: LayerTraits,
-        room: Room,
     ) -> None:
         self.has_run = False
         self._kernel = kernel
         self._parts = parts  # keeps the weights alive that the kernel points to
         self._own_forward = self.__wrapped__ = own_forward
-        self._seat, self._index, self._traits, self._room = seat, index, traits, room
+        self._seat, self._index, self._traits = seat, index, traits
         self._front, self._back = _front(parts), _back(parts)
         self._front_at, self._back_at = ctypes.addressof(self._front), ctypes.addressof(self._back)
         self._hidden = parts.projections[0].in_features
@@ -114,18 +104,19 @@ class FusedLayer:
         x, into, tables = hidden.data_ptr(), out.data_ptr(), (cos.data_ptr(), sin.data_ptr())
         inline = self._seat.handler.inline(self._index, self._parts.heads, self._traits)
         if inline is not None:
-            scratch = self._room.scratch(tokens * self._whole_needs)
+            room = scratch(tokens * self._whole_needs)
             self._kernel.nightmill_layer(
-                self._front_at, self._back_at, *inline, x, tokens, *tables, scratch, into, threads
+                self._front_at, self._back_at, *inline, x, tokens, *tables, room.data_ptr(), into, threads
             )
             return out
-        scratch = self._room.scratch(tokens * self._parts_need)
-        parts = self._parts
-        whole = torch.empty((tokens, parts.heads + 2 * parts.kv_heads, parts.dim))
-        self._kernel.nightmill_layer_front(self._front_at, x, tokens, *tables, scratch, whole.data_ptr(), threads)
-        query, key, value = torch.split(whole.transpose(0, 1), [parts.heads, parts.kv_heads, parts.kv_heads])
+        room, parts = scratch(tokens * self._parts_need), self._parts
+        rows = torch.empty((tokens, parts.heads + 2 * parts.kv_heads, parts.dim))
+        self._kernel.nightmill_layer_front(
+            self._front_at, x, tokens, *tables, room.data_ptr(), rows.data_ptr(), threads
+        )
+        query, key, value = torch.split(rows.transpose(0, 1), [parts.heads, parts.kv_heads, parts.kv_heads])
         attended = self._seat.handler.attend(self._index, query, key, value, self._traits, None)
-        self._kernel.nightmill_layer_back(self._back_at, attended.data_ptr(), x, tokens, scratch, into, threads)
+        self._kernel.nightmill_layer_back(self._back_at, attended.data_ptr(), x, tokens, room.data_ptr(), into, threads)
         return out
 
 
@@ -241,14 +232,14 @@ def fuse_layers(
     if not found:
         return 0
     expected, calls = _noted(seat, trials)
-    kernel, room, fused = _declared(load_kernel()), Room(), {}
+    kernel, fused = _declared(load_kernel()), {}
     for layer, parts in found.items():
         index: Any = getattr(layer.self_attn, "layer_idx", None)
         asked = calls.get(index, [])
         alike = len(asked) == len(trials) and len(set(asked)) == 1 and asked[0].fits(parts)
         if alike and declared[index].reads == index and not declared[index].has_state:
             traits = LayerTraits(scale=asked[0].scale, softcap=asked[0].softcap)
-            fused[layer] = FusedLayer(kernel, parts, layer.forward, seat, index, traits, room)
+            fused[layer] = FusedLayer(kernel, parts, layer.forward, seat, index, traits)
     for layer, forward in fused.items():
         layer.forward = forward
     if _same(expected, trials) and all(forward.has_run for forward in fused.values()):

@@ -78,7 +78,8 @@ static double seconds_now(void) {
 }
 
 /* All of it: `attention` has the pools and traits of the layer, `slots` is where this step's keys and values belong.
- * `scratch` has room for rows * (2 (heads + kv_heads) * dim + 2 heads) numbers and for the larger of what the two parts need. */
+ * `scratch` has room for rows * (2 (heads + kv_heads) * dim + 2 heads) numbers and for the larger of what the two parts
+ * need. */
 void nightmill_layer(const Front *f, const Back *b, Layer *attention, const Step *step, const int64_t *slots,
                      const float *x, int64_t rows, const float *cosine, const float *sine, float *scratch, float *out,
                      int32_t threads) {
