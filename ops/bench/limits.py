@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from ops.bench.cells import Cell
 from ops.bench.compare import KEY, Line, of_kind
@@ -17,17 +16,17 @@ from ops.bench.workloads import work_of
 from ops.paths import MODELS, ROOT
 
 
-def measured_rates(lines: list[Line], models: set[str], threads: int, *, brief: bool = False) -> Line:
-    """The last rates of this machine and versions that know the models, or new ones, from a process of their own."""
-    here = {"cpu": cpu_model(), "versions": versions(), "threads": threads}
+def measured_rates(lines: list[Line], cell: Cell, *, brief: bool = False) -> Line:
+    """The rates of the cell's round and model on this machine, or new ones, from a process of their own."""
+    here = {"cpu": cpu_model(), "versions": versions(), "threads": cell.threads, "round": cell.round}
     for line in reversed(of_kind(lines, "rates")):
-        if here.items() <= line.items() and models <= set(line["models"]):
+        if here.items() <= line.items() and cell.model in line["models"]:
             return line
-    command = [sys.executable, "-m", "ops.bench.rates", "--models", *sorted(models), f"--threads={threads}"]
+    command = [sys.executable, "-m", "ops.bench.rates", "--models", cell.model, f"--threads={cell.threads}"]
     done = subprocess.run(
         [*command, *(["--brief"] if brief else [])], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
-    line = json.loads(done.stdout)
+    line = json.loads(done.stdout) | {"round": cell.round}
     lines.append(line)
     return line
 
@@ -40,6 +39,7 @@ def limit_line(cell: Cell, rates: Line) -> Line:
     seconds = sum(parts.values())
     return {
         "kind": "limit",
+        "round": cell.round,
         **{name: getattr(cell, name) for name in KEY},
         "cpu": rates["cpu"],
         "rates_measured_at": rates["measured_at"],
@@ -49,23 +49,16 @@ def limit_line(cell: Cell, rates: Line) -> Line:
     }
 
 
-def add_limits(cells: list[Cell], results: Path, *, brief: bool = False) -> None:
-    """Append the rates if they are missing, and one limit for each work of `cells` that has none from these rates."""
+def add_limit(cell: Cell, results: Path, *, brief: bool = False) -> None:
+    """Append the limit of the cell's work in its round, and the rates of that round; nothing that is there already.
+
+    Each round has rates of its own, since a machine that others use as well is not equally fast in each.
+    """
     lines = [json.loads(text) for text in results.read_text().splitlines()] if results.exists() else []
     known = len(lines)
-    threads = cells[0].threads
-    rates = measured_rates(lines, {cell.model for cell in cells}, threads, brief=brief)
-    has = {_work_key(line) for line in of_kind(lines, "limit") if line["rates_measured_at"] == rates["measured_at"]}
-    for cell in {_cell_key(cell): cell for cell in cells}.values():
-        if _cell_key(cell) not in has:
-            lines.append(limit_line(cell, rates))
+    rates = measured_rates(lines, cell, brief=brief)
+    mine = {name: getattr(cell, name) for name in ("round", *KEY)} | {"rates_measured_at": rates["measured_at"]}
+    if not any(mine.items() <= line.items() for line in of_kind(lines, "limit")):
+        lines.append(limit_line(cell, rates))
     with results.open("a") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines[known:])
-
-
-def _work_key(line: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(line[name] for name in KEY)
-
-
-def _cell_key(cell: Cell) -> tuple[Any, ...]:
-    return tuple(getattr(cell, name) for name in KEY)
