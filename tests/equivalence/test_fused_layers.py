@@ -26,6 +26,7 @@ from tests.equivalence.subjects import CONFIG, NEW_TOKENS, Subject, assert_expec
 
 FUSED = ("llama", "mistral", "qwen3", "gemma2", "gemma3")
 LAYERS = 4
+Prompts = list[tuple[int, ...]]
 PROMPTS = tiny.prompts((90, 101, 77, 130), 70)  # they share more than one pass of the attention, which is handed on
 
 
@@ -34,16 +35,18 @@ def fused_layers(loaded: LoadedModel) -> list[Any]:
     return [each for each in found if isinstance(each, FusedLayer)]
 
 
-def completions(loaded: LoadedModel, config: EngineConfig) -> list[Completion]:
+def completions(loaded: LoadedModel, config: EngineConfig, prompts: Prompts = PROMPTS) -> list[Completion]:
     engine = Subject(Path(), loaded, [], []).engine(config)
     engine.start()
-    done = complete(engine, requests(PROMPTS))
+    done = complete(engine, requests(prompts))
     engine.stop()
     return done
 
 
-def answers(loaded: LoadedModel, config: EngineConfig) -> list[tuple[tuple[int, ...], float]]:
-    return [(tuple(each.token_ids), each.cumulative_logprob) for each in completions(loaded, config)]
+def answers(
+    loaded: LoadedModel, config: EngineConfig, prompts: Prompts = PROMPTS
+) -> list[tuple[tuple[int, ...], float]]:
+    return [(tuple(each.token_ids), each.cumulative_logprob) for each in completions(loaded, config, prompts)]
 
 
 @pytest.mark.parametrize("options", [{}, {"strict": True}, {"native_attention": False}], ids=["", "strict", "torch"])
@@ -64,6 +67,15 @@ def test_no_bit_changes_with_weights_in_8_bits(dtype: Any, tiny_model: Callable[
 
     assert len(fused_layers(whole)) == LAYERS
     assert answers(whole, config) == answers(apart, config)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_no_bit_changes_in_a_step_whose_rows_come_in_passes(family: str, tiny_model: Callable[[str], Path]) -> None:
+    config = replace(CONFIG, max_batch_tokens=2048, max_sequences=8, num_blocks=400)
+    whole, apart = (load_model(tiny_model(family), replace(config, fused_layers=fused)) for fused in (True, False))
+    prompts = tiny.prompts([190, 200, 210, 220, 230, 240])
+
+    assert answers(whole, config, prompts) == answers(apart, config, prompts)
 
 
 def test_layers_with_biases_are_fused(tmp_path: Path) -> None:

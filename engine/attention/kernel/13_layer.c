@@ -1,6 +1,8 @@
 /* A decoder layer in one call, or in two around an attention that is somebody else's. Between two products stand only
  * norms, rotations and sums, row by row; from Python each would be a call of its own, and what Python needs for one has
  * left the processor's cache by the time that a product is done. Same bits as these calls. */
+enum { BACK_ROWS = 512 };
+
 typedef struct {
     const float *gain; /* none: no norm here */
     float eps;
@@ -53,10 +55,8 @@ static void add_and_norm(const float *x, float *row, int64_t dim, Norm after, No
     if (next.gain) norm_row(out, dim, next.gain, next.eps, row);
 }
 
-/* From attended [rows][output.inputs] and the layer's input x to its output, both [rows][hidden]. `scratch` has room for
- * rows * (hidden + inner) numbers. */
-void nightmill_layer_back(const Back *b, const float *attended, const float *x, int64_t rows, float *scratch, float *out,
-                          int32_t threads) {
+static void back_rows(const Back *b, const float *attended, const float *x, int64_t rows, float *scratch, float *out,
+                      int32_t threads) {
     const int64_t hidden = b->hidden;
     const Norm none = {0};
     float *row = scratch, *inner = scratch + rows * hidden;
@@ -69,6 +69,17 @@ void nightmill_layer_back(const Back *b, const float *attended, const float *x, 
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t r = 0; r < rows; r++)
         add_and_norm(out + r * hidden, row + r * hidden, hidden, b->after_down, none, out + r * hidden);
+}
+
+/* From attended [rows][output.inputs] and the layer's input x to its output, both [rows][hidden]. `scratch` has room for
+ * min(rows, BACK_ROWS) * (hidden + inner) numbers. So many rows at a time: what stands between two products is then in a
+ * cache when the next one reads it. */
+void nightmill_layer_back(const Back *b, const float *attended, const float *x, int64_t rows, float *scratch, float *out,
+                          int32_t threads) {
+    for (int64_t from = 0; from < rows; from += BACK_ROWS) {
+        const int64_t count = rows - from < BACK_ROWS ? rows - from : BACK_ROWS, place = from * b->hidden;
+        back_rows(b, attended + from * b->output.inputs, x + place, count, scratch, out + place, threads);
+    }
 }
 
 static double seconds_now(void) {

@@ -45,6 +45,14 @@ static inline vec mul_add(vec a, vec b, vec c) {
 #endif
 }
 
+/* x, in a register from here on: the compiler would rather read it again from memory for each use. */
+static inline vec in_register(vec x) {
+#if defined(__AVX__) && !defined(__AVX512F__)
+    asm("" : "+x"(x));
+#endif
+    return x;
+}
+
 static inline vec choose(ivec where, vec a, vec b) { return (vec)(((ivec)a & where) | ((ivec)b & ~where)); }
 
 /* b where a is not a number, as in a > b ? a : b. Written out, since the compiler makes three instructions of it. */

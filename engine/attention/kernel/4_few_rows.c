@@ -1,6 +1,16 @@
 /* Tiles of few rows, mostly single decodes: a row's dimensions are the lanes of vectors. What counts here is how fast keys
- * and values come from memory. The sums have another order than in tiles of many rows. */
+ * and values come from memory. The sums have another order than in tiles of many rows.
+ *
+ * Where a load takes long and few can be under way at once, as on processors with AVX2 alone, asking ahead brings less than
+ * the processor's own prefetching, which runs while memory is read without a pause: there each pass is read through first,
+ * keys and values side by side, and computed from the cache. */
 enum { FEW_ROWS = 8, HALF = 8, AHEAD = 16 }; /* AHEAD: rows of memory that are on their way; tried 8 to 64 */
+
+#ifdef __AVX512F__
+enum { READS_THROUGH = 0 };
+#else
+enum { READS_THROUGH = 1 };
+#endif
 
 typedef float half __attribute__((vector_size(32)));
 typedef float loose_quad __attribute__((vector_size(16), aligned(4), may_alias));
@@ -17,7 +27,7 @@ static inline half mul_add_half(half a, half b, half c) {
 #endif
 }
 
-/* Sums of four vectors. */
+/* Sums of four vectors; with AVX2 in the order of `sum`. */
 static inline quad sum_each(vec a, vec b, vec c, vec d) {
 #ifdef __AVX512F__
     const __m512 p = _mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
@@ -26,6 +36,15 @@ static inline quad sum_each(vec a, vec b, vec c, vec d) {
     const vec all = (vec)_mm512_add_ps((__m512)low, (__m512)high);
     const union { vec whole; quad part[4]; } lanes = {all};
     return (lanes.part[0] + lanes.part[1]) + (lanes.part[2] + lanes.part[3]);
+#elif defined(__AVX__)
+    const __m256 p = (__m256)a, q = (__m256)b, r = (__m256)c, s = (__m256)d;
+    const __m256 halves[2] = {
+        _mm256_add_ps(_mm256_permute2f128_ps(p, r, 0x20), _mm256_permute2f128_ps(p, r, 0x31)),
+        _mm256_add_ps(_mm256_permute2f128_ps(q, s, 0x20), _mm256_permute2f128_ps(q, s, 0x31)),
+    };
+    const __m256 all = _mm256_add_ps(_mm256_unpacklo_ps(halves[0], halves[1]), _mm256_unpackhi_ps(halves[0], halves[1]));
+    const __m128d low = (__m128d)_mm256_castps256_ps128(all), high = (__m128d)_mm256_extractf128_ps(all, 1);
+    return (quad)_mm_unpacklo_pd(low, high) + (quad)_mm_unpackhi_pd(low, high);
 #else
     return (quad){sum(a), sum(b), sum(c), sum(d)};
 #endif
@@ -56,9 +75,24 @@ static void open_stream(Stream *stream, const float *const *keys, const float *c
     stream->total = 2 * units + next;
 }
 
+/* One number of each line of the keys and values [from, count), as far as both reach. */
+static void read_through(const Stream *stream, int from, int count, int64_t key_dim, int64_t value_dim) {
+    const int64_t line = 16, dim = key_dim < value_dim ? key_dim : value_dim;
+    int32_t seen = 0;
+    for (int i = from; i < count; i++) {
+        const loose_int *key = (const loose_int *)stream->rows[i];
+        const loose_int *value = (const loose_int *)stream->rows[stream->count + i];
+        for (int64_t d = 0; d < dim; d += line) seen |= key[d] | value[d];
+    }
+    asm volatile("" : : "r"(seen)); /* or the compiler would leave it out */
+}
+
 static inline const float *ahead(const Stream *stream, int i) {
     return stream->rows[i + AHEAD < stream->total ? i + AHEAD : i];
 }
+
+/* Whether the work on rows from `row` on asks for what comes later. */
+static inline int asks(int row) { return !READS_THROUGH && row == 0; }
 
 /* scores[r][0..3] = query[r] . keys[0..3] */
 static inline __attribute__((always_inline)) void
@@ -72,7 +106,7 @@ score_four(const int rows, const float *query, int64_t dim, const Stream *stream
         for (int r = 0; r < rows; r++) q[r] = load(query + r * dim + d);
         for (int k = 0; k < 4; k++) {
             if (fetch) __builtin_prefetch(later[k] + d);
-            const vec key = load(keys[k] + d);
+            const vec key = in_register(load(keys[k] + d));
             for (int r = 0; r < rows; r++) a[r][k] = mul_add(q[r], key, a[r][k]);
         }
     }
@@ -87,9 +121,9 @@ score_four(const int rows, const float *query, int64_t dim, const Stream *stream
 static void score_pass(int rows, const float *query, int64_t dim, const Stream *stream, int from, float *scores) {
     for (int i = from - from % 4; i < stream->count; i += 4) {
         int r = 0;
-        for (; r + 3 <= rows; r += 3) score_four(3, query + r * dim, dim, stream, i, r == 0, scores + r * PASS + i);
-        if (rows - r == 2) score_four(2, query + r * dim, dim, stream, i, r == 0, scores + r * PASS + i);
-        if (rows - r == 1) score_four(1, query + r * dim, dim, stream, i, r == 0, scores + r * PASS + i);
+        for (; r + 3 <= rows; r += 3) score_four(3, query + r * dim, dim, stream, i, asks(r), scores + r * PASS + i);
+        if (rows - r == 2) score_four(2, query + r * dim, dim, stream, i, asks(r), scores + r * PASS + i);
+        if (rows - r == 1) score_four(1, query + r * dim, dim, stream, i, asks(r), scores + r * PASS + i);
     }
 }
 
@@ -104,7 +138,7 @@ add_strip(const int rows, const int wide, const float *weights, const Stream *st
         const float *value = stream->rows[stream->count + i] + column, *later = ahead(stream, stream->count + i) + column;
         for (int j = 0; j < wide; j++) {
             if (fetch) __builtin_prefetch(later + j * LANES);
-            const vec v = load(value + j * LANES);
+            const vec v = in_register(load(value + j * LANES));
             for (int r = 0; r < rows; r++) a[r][j] = mul_add(splat(weights[r * PASS + i]), v, a[r][j]);
         }
     }
@@ -138,9 +172,9 @@ static void add_pass(int rows, const float *weights, const Stream *stream, int f
     for (int i = from; i < count; i += part) {
         const int to = count < i + part ? count : i + part;
         int r = 0;
-        for (; r + 3 <= rows; r += 3) add_rows(3, weights + r * PASS, stream, i, to, r == 0, out + r * dim, dim);
-        if (rows - r == 2) add_rows(2, weights + r * PASS, stream, i, to, r == 0, out + r * dim, dim);
-        if (rows - r == 1) add_rows(1, weights + r * PASS, stream, i, to, r == 0, out + r * dim, dim);
+        for (; r + 3 <= rows; r += 3) add_rows(3, weights + r * PASS, stream, i, to, asks(r), out + r * dim, dim);
+        if (rows - r == 2) add_rows(2, weights + r * PASS, stream, i, to, asks(r), out + r * dim, dim);
+        if (rows - r == 1) add_rows(1, weights + r * PASS, stream, i, to, asks(r), out + r * dim, dim);
     }
 }
 
@@ -195,6 +229,7 @@ static void attend_few(const Step *step, const Layer *layer, const Tile *tile, i
     for (; base < tile->to; base += PASS, now = !now, from = 0) {
         const int next = find_pass(step, layer, tile, kv_head, base + PASS, 0, keys[!now], values[!now]);
         open_stream(&stream, keys[now], values[now], count, keys[!now], next);
+        if (READS_THROUGH) read_through(&stream, from, count, key_dim, value_dim);
         score_pass(num_rows, query, key_dim, &stream, from, scores);
         int hides = 0;
         for (int r = 0; r < num_rows; r++) {
