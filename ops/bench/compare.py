@@ -38,11 +38,11 @@ def _made_by(line: Line) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The comparable lines of the same work, by engine, and the least seconds that the machine needs, by round."""
+    """The comparable lines of the same work, by engine, and the least seconds that the machine needs for it."""
 
     key: tuple[Any, ...]
     lines: dict[str, list[Line]]
-    limits: dict[int, float]
+    limit_seconds: float | None = None
 
     def median(self, engine: str, name: str) -> float:
         return float(statistics.median(line[name] for line in self.lines[engine]))
@@ -59,17 +59,10 @@ class Group:
         return sum(a == b for a, b in zip(ours, theirs, strict=True))
 
     @property
-    def limit_seconds(self) -> float | None:
-        return statistics.median(self.limits.values()) if self.limits else None
-
-    @property
     def share_of_limit(self) -> float | None:
-        """The median over rounds; a round without a limit of its own has the median one."""
         if self.limit_seconds is None or OURS not in self.lines:
             return None
-        return statistics.median(
-            self.limits.get(line["round"], self.limit_seconds) / line["seconds"] for line in self.lines[OURS]
-        )
+        return self.limit_seconds / self.median(OURS, "seconds")
 
 
 def groups(lines: Iterable[Line], cpu: str | None = None) -> list[Group]:
@@ -81,11 +74,8 @@ def groups(lines: Iterable[Line], cpu: str | None = None) -> list[Group]:
         if not line["options"]:
             found[_key(line)][line["engine"]].append(line)
     here = {line["cpu"] for line in cells}
-    limits: dict[tuple[Any, ...], dict[int, float]] = defaultdict(dict)
-    for line in of_kind(lines, "limit"):
-        if line["cpu"] in here:
-            limits[_key(line)][line.get("round", 0)] = line["seconds"]  # lines of older runs have one for all rounds
-    return [Group(key, dict(found[key]), limits[key]) for key in sorted(found)]
+    limits = {_key(line): line["seconds"] for line in of_kind(lines, "limit") if line["cpu"] in here}
+    return [Group(key, dict(found[key]), limits.get(key)) for key in sorted(found)]
 
 
 def _key(line: Line) -> tuple[Any, ...]:

@@ -9,56 +9,77 @@ from pathlib import Path
 
 from ops.bench.cells import Cell
 from ops.bench.compare import KEY, Line, of_kind
-from ops.bench.limit import limit, shape_of
-from ops.bench.machine import cpu_model, versions
+from ops.bench.limit import Rates, limit, shape_of
+from ops.bench.machine import cpu_model, engine_tree, versions
 from ops.bench.rates import rates_of
 from ops.bench.workloads import work_of
 from ops.paths import MODELS, ROOT
 
 
-def measured_rates(lines: list[Line], cell: Cell, *, brief: bool = False) -> Line:
-    """The rates of the cell's round and model on this machine, or new ones, from a process of their own."""
-    here = {"cpu": cpu_model(), "versions": versions(), "threads": cell.threads, "round": cell.round}
-    for line in reversed(of_kind(lines, "rates")):
-        if here.items() <= line.items() and cell.model in line["models"]:
-            return line
+def measure_rates(cell: Cell, results: Path, *, brief: bool = False) -> None:
+    """Append the rates of the cell's round and model, from a process of their own, unless the file has them."""
+    mine = _here(cell.threads) | {"round": cell.round, "engine_tree": engine_tree()}
+    if any(mine.items() <= line.items() and cell.model in line["models"] for line in of_kind(_read(results), "rates")):
+        return
     command = [sys.executable, "-m", "ops.bench.rates", "--models", cell.model, f"--threads={cell.threads}"]
     done = subprocess.run(
         [*command, *(["--brief"] if brief else [])], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
-    line = json.loads(done.stdout) | {"round": cell.round}
-    lines.append(line)
-    return line
+    _append(results, [json.loads(done.stdout) | {"round": cell.round, "engine_tree": mine["engine_tree"]}])
 
 
-def limit_line(cell: Cell, rates: Line) -> Line:
+def best_rates(lines: list[Line], model: str) -> Rates:
+    """The best of every figure: a machine that others use as well is not equally fast in each round."""
+    found = [rates_of(line, model) for line in lines]
+    products: dict[tuple[int, int], dict[int, float]] = {}
+    for rates in found:
+        for shape, by_rows in rates.products.items():
+            best = products.setdefault(shape, {})
+            best.update({rows: max(rate, best.get(rows, 0.0)) for rows, rate in by_rows.items()})
+    names = ("prefill", "shared", "own", "bandwidth")
+    return Rates(products=products, **{name: max(getattr(rates, name) for rates in found) for name in names})
+
+
+def limit_line(cell: Cell, rates: Rates) -> Line:
     """The least seconds for the cell's work, with its parts."""
     shape = shape_of(json.loads((MODELS / cell.model / "config.json").read_text()))
     work = work_of(cell.workload, cell.model, cell.rows, cell.new_tokens_per_row)
-    parts = limit(shape, work, rates_of(rates, cell.model))
+    parts = limit(shape, work, rates)
     seconds = sum(parts.values())
     return {
         "kind": "limit",
-        "round": cell.round,
         **{name: getattr(cell, name) for name in KEY},
-        "cpu": rates["cpu"],
-        "rates_measured_at": rates["measured_at"],
+        "cpu": cpu_model(),
         "seconds": round(seconds, 3),
         "tok_s": round(work.num_outputs * work.new_tokens / seconds, 2),
         "parts": {name: round(part, 3) for name, part in parts.items()},
     }
 
 
-def add_limit(cell: Cell, results: Path, *, brief: bool = False) -> None:
-    """Append the limit of the cell's work in its round, and the rates of that round; nothing that is there already.
+def add_limits(cells: list[Cell], results: Path) -> None:
+    """Append one limit for each work of `cells`, by all rates that the file has of this machine and these versions.
 
-    Each round has rates of its own, since a machine that others use as well is not equally fast in each.
+    What the file says already is not said again; of several limits of one work the last counts.
     """
-    lines = [json.loads(text) for text in results.read_text().splitlines()] if results.exists() else []
-    known = len(lines)
-    rates = measured_rates(lines, cell, brief=brief)
-    mine = {name: getattr(cell, name) for name in ("round", *KEY)} | {"rates_measured_at": rates["measured_at"]}
-    if not any(mine.items() <= line.items() for line in of_kind(lines, "limit")):
-        lines.append(limit_line(cell, rates))
+    lines = _read(results)
+    known = {tuple(line[name] for name in KEY): line for line in of_kind(lines, "limit") if line["cpu"] == cpu_model()}
+    new = []
+    for key, cell in {tuple(getattr(cell, name) for name in KEY): cell for cell in cells}.items():
+        here = _here(cell.threads).items()
+        rates = [line for line in of_kind(lines, "rates") if here <= line.items() and cell.model in line["models"]]
+        if rates and (line := limit_line(cell, best_rates(rates, cell.model))) != known.get(key):
+            new.append(line)
+    _append(results, new)
+
+
+def _here(threads: int) -> Line:
+    return {"cpu": cpu_model(), "versions": versions(), "threads": threads}
+
+
+def _read(results: Path) -> list[Line]:
+    return [json.loads(text) for text in results.read_text().splitlines()] if results.exists() else []
+
+
+def _append(results: Path, lines: list[Line]) -> None:
     with results.open("a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines[known:])
+        file.writelines(json.dumps(line) + "\n" for line in lines)

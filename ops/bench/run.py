@@ -22,7 +22,7 @@ from ops.bench.cells import Cell, Conditions, Scope, full_and_few, hybrid, missi
 from ops.bench.engines import ENGINES, OURS
 from ops.bench.environments import fetch_gguf, python_of, set_up
 from ops.bench.inputs import write_ids
-from ops.bench.limits import add_limit
+from ops.bench.limits import add_limits, measure_rates
 from ops.bench.machine import cpu_model, engine_tree, versions_of
 from ops.bench.models import model_dir, provide
 from ops.bench.table import report
@@ -94,14 +94,15 @@ def run_missing(cells: list[Cell], results: Path, *, brief: bool = False) -> lis
     """Every line of the file after the cells that it lacks were run."""
     prepare(cells)
     results.parent.mkdir(parents=True, exist_ok=True)
+    limited = [cell for cell in cells if cell.engine == OURS and cell.model in DEMO_MODELS and not cell.options]
     left = missing(cells, read_lines(results), conditions({cell.engine for cell in cells}))
-    for cell in cells:
-        if cell.engine == OURS and cell.model in DEMO_MODELS and not cell.options:
-            add_limit(cell, results, brief=brief)
-        if cell in left:
-            line = _run(command(cell), results)
-            where = f"{cell.model} {cell.workload} {cell.rows} rows, round {cell.round}"
-            print(f"[{left.index(cell) + 1}/{len(left)}] {cell.engine}, {where}: {line['tok_s']} tok/s", flush=True)
+    for number, cell in enumerate(left, 1):
+        if cell in limited:
+            measure_rates(cell, results, brief=brief)
+        line = _run(command(cell), results)
+        where = f"{cell.model} {cell.workload} {cell.rows} rows, round {cell.round}"
+        print(f"[{number}/{len(left)}] {cell.engine}, {where}: {line['tok_s']} tok/s", flush=True)
+    add_limits(limited, results)
     return read_lines(results)
 
 

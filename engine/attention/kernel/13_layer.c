@@ -76,9 +76,11 @@ static void back_rows(const Back *b, const float *attended, const float *x, int6
  * cache when the next one reads it. */
 void nightmill_layer_back(const Back *b, const float *attended, const float *x, int64_t rows, float *scratch, float *out,
                           int32_t threads) {
-    for (int64_t from = 0; from < rows; from += BACK_ROWS) {
-        const int64_t count = rows - from < BACK_ROWS ? rows - from : BACK_ROWS, place = from * b->hidden;
-        back_rows(b, attended + from * b->output.inputs, x + place, count, scratch, out + place, threads);
+    const int64_t passes = (rows + BACK_ROWS - 1) / BACK_ROWS;
+    for (int64_t pass = 0; pass < passes; pass++) {
+        const int64_t from = cut(rows, pass, passes), count = cut(rows, pass + 1, passes) - from;
+        const float *seen = attended + from * b->output.inputs;
+        back_rows(b, seen, x + from * b->hidden, count, scratch, out + from * b->hidden, threads);
     }
 }
 

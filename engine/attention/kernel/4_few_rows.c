@@ -6,10 +6,10 @@
  * keys and values side by side, and computed from the cache. */
 enum { FEW_ROWS = 8, HALF = 8, AHEAD = 16 }; /* AHEAD: rows of memory that are on their way; tried 8 to 64 */
 
-#ifdef __AVX512F__
-enum { READS_THROUGH = 0 };
-#else
+#if defined(__AVX2__) && !defined(__AVX512F__)
 enum { READS_THROUGH = 1 };
+#else
+enum { READS_THROUGH = 0 };
 #endif
 
 typedef float half __attribute__((vector_size(32)));
@@ -58,7 +58,8 @@ static inline vec load_rest(const float *p) {
 }
 
 /* The memory that will be needed some way ahead, row by row: a pass's keys, its values, the next pass's keys. Asked for
- * at the pace at which the rows before are worked on, so that there are always some on their way and never too many. */
+ * at the pace at which the rows before are worked on, so that there are always some on their way and never too many.
+ * Where passes are read through, nothing is asked for. */
 typedef struct {
     const float *rows[3 * PASS];
     int count; /* of keys and of values, in whole units */
@@ -75,7 +76,7 @@ static void open_stream(Stream *stream, const float *const *keys, const float *c
     stream->total = 2 * units + next;
 }
 
-/* One number of each line of the keys and values [from, count), as far as both reach. */
+/* One number of each line of the keys and values [from, count). */
 static void read_through(const Stream *stream, int from, int count, int64_t key_dim, int64_t value_dim) {
     const int64_t line = 16, dim = key_dim < value_dim ? key_dim : value_dim;
     int32_t seen = 0;
@@ -83,6 +84,8 @@ static void read_through(const Stream *stream, int from, int count, int64_t key_
         const loose_int *key = (const loose_int *)stream->rows[i];
         const loose_int *value = (const loose_int *)stream->rows[stream->count + i];
         for (int64_t d = 0; d < dim; d += line) seen |= key[d] | value[d];
+        for (int64_t d = dim; d < key_dim; d += line) seen |= key[d];
+        for (int64_t d = dim; d < value_dim; d += line) seen |= value[d];
     }
     asm volatile("" : : "r"(seen)); /* or the compiler would leave it out */
 }

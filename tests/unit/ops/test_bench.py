@@ -57,15 +57,6 @@ def test_the_share_of_the_limit_is_its_seconds_over_ours():
     assert group.share_of_limit == 0.25
 
 
-def test_the_share_of_each_round_is_of_the_limit_of_that_round():
-    ours = [line("nightmill", seconds, number=number) for number, seconds in enumerate((1.0, 2.0, 4.0))]
-    limits = [line("nightmill", seconds, number=number) | {"kind": "limit"} for number, seconds in ((0, 0.9), (2, 1.0))]
-
-    (group,) = groups(ours + limits)
-
-    assert group.share_of_limit == 0.95 / 2  # 0.9, 0.475 by the median limit, 0.25
-
-
 def test_only_lines_of_one_processor_are_compared():
     lines = [line("nightmill", 1.0), line("vllm", 1.0, cpu="another CPU")]
 
