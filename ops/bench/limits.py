@@ -16,10 +16,17 @@ from ops.bench.workloads import work_of
 from ops.paths import MODELS, ROOT
 
 
+def read_lines(results: Path) -> list[Line]:
+    """Of a file that may not be there yet."""
+    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+
+
 def measure_rates(cell: Cell, results: Path, *, brief: bool = False) -> None:
     """Append the rates of the cell's round and model, from a process of their own, unless the file has them."""
     mine = _here(cell.threads) | {"round": cell.round, "engine_tree": engine_tree()}
-    if any(mine.items() <= line.items() and cell.model in line["models"] for line in of_kind(_read(results), "rates")):
+    if any(
+        mine.items() <= line.items() and cell.model in line["models"] for line in of_kind(read_lines(results), "rates")
+    ):
         return
     command = [sys.executable, "-m", "ops.bench.rates", "--models", cell.model, f"--threads={cell.threads}"]
     done = subprocess.run(
@@ -61,7 +68,7 @@ def add_limits(cells: list[Cell], results: Path) -> None:
 
     What the file says already is not said again; of several limits of one work the last counts.
     """
-    lines = _read(results)
+    lines = read_lines(results)
     known = {tuple(line[name] for name in KEY): line for line in of_kind(lines, "limit") if line["cpu"] == cpu_model()}
     new = []
     for key, cell in {tuple(getattr(cell, name) for name in KEY): cell for cell in cells}.items():
@@ -74,10 +81,6 @@ def add_limits(cells: list[Cell], results: Path) -> None:
 
 def _here(threads: int) -> Line:
     return {"cpu": cpu_model(), "versions": versions(), "threads": threads}
-
-
-def _read(results: Path) -> list[Line]:
-    return [json.loads(text) for text in results.read_text().splitlines()] if results.exists() else []
 
 
 def _append(results: Path, lines: list[Line]) -> None:

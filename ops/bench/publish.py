@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ops.bench import plot, quick
 from ops.bench.compare import Line, comparable, groups
-from ops.bench.run import read_lines
+from ops.bench.limits import read_lines
 from ops.bench.table import report
 from ops.paths import BENCH, ROOT
 

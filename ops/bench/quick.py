@@ -15,7 +15,8 @@ from pathlib import Path
 from ops.bench.cells import Cell
 from ops.bench.compare import Group, Line, groups
 from ops.bench.engines import OURS
-from ops.bench.run import read_lines, run_missing
+from ops.bench.limits import read_lines
+from ops.bench.run import run_missing
 from ops.paths import BENCH, ROOT
 
 MODEL, ROWS, NEW_TOKENS = "smollm2-135m", 16, 32

@@ -22,7 +22,7 @@ from ops.bench.cells import Cell, Conditions, Scope, full_and_few, hybrid, missi
 from ops.bench.engines import ENGINES, OURS
 from ops.bench.environments import fetch_gguf, python_of, set_up
 from ops.bench.inputs import write_ids
-from ops.bench.limits import add_limits, measure_rates
+from ops.bench.limits import add_limits, measure_rates, read_lines
 from ops.bench.machine import cpu_model, engine_tree, versions_of
 from ops.bench.models import model_dir, provide
 from ops.bench.table import report
@@ -41,10 +41,6 @@ def command(cell: Cell) -> list[str]:
     flags["options"] = json.dumps(cell.options)
     python = python_of(ENGINES[cell.engine].environment)
     return [python, "-m", "ops.bench.cell", *(f"--{name}={value}" for name, value in flags.items())]
-
-
-def read_lines(results: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
 
 
 def _run(words: list[str], results: Path) -> dict[str, Any]:

@@ -9,10 +9,10 @@ import pytest
 
 from ops.bench import quick
 from ops.bench.compare import comparable, groups
+from ops.bench.limits import read_lines
 from ops.bench.machine import cpu_model
 from ops.bench.plot import panels
 from ops.bench.publish import PLOT, merge, write_tables
-from ops.bench.run import read_lines
 from ops.bench.table import render, report
 from tests.unit.ops.bench_lines import line
 

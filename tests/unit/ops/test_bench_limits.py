@@ -11,8 +11,8 @@ import pytest
 from ops.bench import limits
 from ops.bench.cells import Cell
 from ops.bench.limit import Rates
+from ops.bench.limits import read_lines
 from ops.bench.machine import cpu_model, versions
-from ops.bench.run import read_lines
 
 CELL = Cell(0, "tiny", "no-share", "nightmill", rows=2, new_tokens_per_row=8, threads=1)
 
